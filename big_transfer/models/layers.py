@@ -1,0 +1,112 @@
+"""What the model families share: the contract's taps, LayerNorm, the MLP, patches, the head.
+
+Shapes: B batch, H W image height and width, C image channels, P patch size, L positions,
+D model width, F hidden width of the MLP, K classes.
+"""
+from collections.abc import Mapping
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def check_images(images_BHWC: jax.Array) -> None:
+  """Raises ValueError unless images are a batch of floats, (B, H, W, C)."""
+  if images_BHWC.ndim != 4:
+    raise ValueError(f"images: expected a batch of shape (B, H, W, C), got {images_BHWC.shape}; "
+                     f"add the missing axis, as in images[None]")
+  if not jnp.issubdtype(images_BHWC.dtype, jnp.floating):
+    raise ValueError(f"images: expected floats in [-1, 1], got {images_BHWC.dtype}; "
+                     f"convert them, as in images / 127.5 - 1")
+
+
+def check_taps(taps: Mapping[str, jax.Array] | None, blocks: int) -> None:
+  """Raises ValueError if a tap names no block of a model with `blocks` blocks."""
+  known = ["stem", *map(block_name, range(blocks))]
+  unknown = sorted(set(taps or ()) - set(known))
+  if unknown:
+    raise ValueError(f"taps: no such place {', '.join(unknown)}; "
+                     f"expected any of {known[0]}, {known[1]} … {known[-1]}")
+
+
+def block_name(i: int) -> str:
+  """The key of block `i` in a model's outputs: block_00, block_01, …"""
+  return f"block_{i:02d}"
+
+
+def tap(module: nn.Module, name: str, x: jax.Array,
+        taps: Mapping[str, jax.Array] | None) -> jax.Array:
+  """Adds the tap of this name to an unpooled output, and shows the output to who asks for it.
+
+  The gradient of a loss at `taps[name] = 0` is its gradient with respect to the block's output.
+  Unpooled outputs are sown into the collection "intermediates", which costs nothing unless
+  `apply(..., mutable=["intermediates"])` asks for it.
+
+  Raises:
+    ValueError: the tap has not the output's shape.
+  """
+  if taps and name in taps:
+    if taps[name].shape != x.shape:
+      raise ValueError(f"taps[{name!r}]: expected shape {x.shape}, that of the block's output, got "
+                       f"{taps[name].shape}; shapes.tap_shapes(model, images.shape) lists them all")
+    x = x + taps[name].astype(x.dtype)
+  if not module.is_initializing():
+    module.sow("intermediates", name, x)
+  return x
+
+
+class Mlp(nn.Module):
+  """Two dense layers with a GELU between, over the last axis: (..., D) -> (..., D)."""
+  hidden: int
+  dropout: float = 0.0
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array, *, train: bool) -> jax.Array:
+    init = {"kernel_init": nn.initializers.xavier_uniform(),
+            "bias_init": nn.initializers.normal(1e-6)}
+    h_BLF = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="Dense_0", **init)(x_BLD))
+    h_BLF = nn.Dropout(self.dropout, deterministic=not train)(h_BLF)
+    return nn.Dense(x_BLD.shape[-1], dtype=self.dtype, name="Dense_1", **init)(h_BLF)
+
+
+class Patches(nn.Module):
+  """Embeds non-overlapping patches: (B, H, W, C) -> (B, L, D), row by row.
+
+  The parameters are a convolution's, kernel (P, P, C, D) and bias (D,), since published
+  checkpoints hold that; the computation is a matrix product over the flattened patches.
+  """
+  width: int
+  patch: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, images_BHWC: jax.Array) -> jax.Array:
+    B, H, W, C = images_BHWC.shape
+    p = self.patch
+    if H % p or W % p:
+      raise ValueError(f"images: height and width must divide into patches of {p} pixels, got "
+                       f"{H} × {W}; resize the images or choose another patch")
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, C, self.width))
+    bias_D = self.param("bias", nn.initializers.zeros, (self.width,))
+    x = images_BHWC.astype(self.dtype).reshape(B, H // p, p, W // p, p, C)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, (H // p) * (W // p), p * p * C)
+    x_BLD = x @ kernel.reshape(-1, self.width).astype(self.dtype)
+    return x_BLD + bias_D.astype(self.dtype)[None, None]
+
+
+class Head(nn.Module):
+  """The linear classifier in float32, whatever the rest computes in: (B, D) -> (B, K).
+
+  Zero kernel; the bias starts at `bias`: a negative one (-10 in Zhai et al., 2106.04560,
+  section 3.1) makes sigmoid cross-entropy over many classes start at a small loss.
+  """
+  classes: int
+  bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, x_BD: jax.Array) -> jax.Array:
+    D = x_BD.shape[-1]
+    kernel_DK = self.param("kernel", nn.initializers.zeros, (D, self.classes))
+    bias_K = self.param("bias", nn.initializers.constant(self.bias), (self.classes,))
+    return x_BD.astype(jnp.float32) @ kernel_DK + bias_K[None]
