@@ -178,7 +178,10 @@ def build(function: Callable, section: Mapping | None, where: str, **given) -> A
   open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
   expected = [name for name in parameters if name not in given]
   for key in section:
-    if key in given or (key not in parameters and not open_ended):
+    if key in given:
+      raise ConfigError(f"config key '{prefix}{key}' is set by the code, from other parts of the "
+                        "config: remove it")
+    if key not in parameters and not open_ended:
       raise _unknown(prefix + key, [prefix + name for name in expected])
   missing = [name for name in expected
              if parameters[name].default is inspect.Parameter.empty and name not in section]
@@ -440,7 +443,9 @@ def _matches(path, patterns):
 def _unknown(path, siblings, everything=()):
   """Returns the error for a key that nothing takes, with the nearest one that exists."""
   name = path.rpartition(".")[2]
-  near = (difflib.get_close_matches(path, siblings, n=1, cutoff=0.7)
+  # Siblings share a long prefix, which would make them all look near.
+  by_name = {sibling.rpartition(".")[2]: sibling for sibling in siblings}
+  near = ([by_name[n] for n in difflib.get_close_matches(name, by_name, n=1)]
           or [leaf for leaf in everything if leaf.rpartition(".")[2] == name][:1]
           or difflib.get_close_matches(path, everything, n=1, cutoff=0.7))
   hint = f"; did you mean '{near[0]}'?" if near else ""
