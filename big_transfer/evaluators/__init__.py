@@ -1,0 +1,94 @@
+"""Evaluators: what is measured of a model as it trains, one row a measured value.
+
+An evaluator has `rows(params)`, an iterator of dicts with the columns of a record (see
+`runs/records.py`; absent keys are null), and is built by `build` from a section of the config:
+
+    config.evals.probes = dict(kind="fewshot", every=500, tasks=("digits",), shots=(1, 5))
+
+`kind` names the class, `every` the steps between evaluations (it always runs after the last step;
+`first=True` adds step 0), and the rest are its keyword arguments.
+"""
+import dataclasses
+from typing import Any, Callable, Iterator, Protocol
+
+from big_transfer.evaluators import classification
+from big_transfer.evaluators import fewshot
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What the loop lends to every evaluator.
+
+  Attributes:
+    apply: the model's, `apply({"params": p}, images, train=False) -> (logits, out)`.
+    put: places a host batch (a dict of arrays with a common first dimension) on the devices.
+    check: called between batches; raises to leave an evaluation early.
+    image_size: side of the images that the model takes, in pixels.
+    upstream: the name of the pre-training data, its held-out examples (`pipeline.Prepared`), and
+      the loss it is trained with, `loss(logits_BC, targets_BC) -> (B,)`.
+    batch_size: examples a forward pass.
+  """
+  apply: Callable
+  put: Callable[[dict], dict]
+  check: Callable[[], None]
+  image_size: int
+  upstream: tuple[str, Any, Callable]
+  batch_size: int
+
+
+class Evaluator(Protocol):
+  """See the module."""
+
+  def rows(self, params) -> Iterator[dict]:
+    ...
+
+
+KINDS = {"classification": classification.Classification, "fewshot": fewshot.FewShot}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+  """An evaluator and when it runs."""
+  name: str
+  evaluator: Evaluator
+  every: int
+  first: bool
+
+  def due(self, step, total_steps):
+    """Whether to run once `step` updates are done."""
+    return step == total_steps or (step % self.every == 0 if step else self.first)
+
+  def run(self, params, step):
+    """Returns the rows; an error is re-raised with the evaluator's name and the step."""
+    try:
+      return list(self.evaluator.rows(params))
+    except Exception as e:
+      e.add_note(f"in evaluator {self.name!r} at step {step}")
+      raise
+
+
+def build(evals, context, construct):
+  """Builds the evaluators of a config.
+
+  Args:
+    evals: `{name: {"kind", "every", "first", ...}}`.
+    context: see `Context`.
+    construct: `construct(function, section, where, **given)`, which checks the section's keys
+      (`configuring.build`).
+
+  Raises:
+    ValueError: an unknown kind or key, or a period below 1.
+  """
+  scheduled = []
+  for name, section in evals.items():
+    section = dict(section)
+    where = f"evals.{name}"
+    kind, every = section.pop("kind", None), section.pop("every", None)
+    first = section.pop("first", False)
+    if kind not in KINDS:
+      raise ValueError(f"config.{where}.kind is {kind!r}: expected one of {sorted(KINDS)}")
+    if not isinstance(every, int) or every < 1:
+      raise ValueError(f"config.{where}.every is {every!r}: expected a number of steps >= 1")
+    evaluator = construct(KINDS[kind], section, where, context=context)
+    scheduled.append(Scheduled(name, evaluator, every, first))
+  return scheduled

@@ -1,0 +1,51 @@
+"""Upstream accuracy and loss, over every held-out example once."""
+import functools
+
+from clu import metrics
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_transfer.data import pipeline
+from big_transfer.data import transforms
+
+
+@flax.struct.dataclass
+class Totals(metrics.Collection):
+  """Sums over the examples that the mask counts."""
+  accuracy: metrics.Average.from_output("correct")
+  loss: metrics.Average.from_output("loss")
+
+
+@functools.lru_cache(maxsize=16)  # one compiled function serves all runs of one model
+def _measure(apply, loss):
+  """Returns `measure(params, batch) -> Totals`, jitted."""
+
+  def measure(params, batch):
+    logits_BC, _ = apply({"params": params}, transforms.to_float(batch["image"]), train=False)
+    targets_BC = jax.nn.one_hot(batch["label"], logits_BC.shape[-1])
+    correct_B = (logits_BC.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
+    return Totals.single_from_model_output(
+        correct=correct_B, loss=loss(logits_BC, targets_BC), mask=batch["mask"])
+
+  return jax.jit(measure)
+
+
+class Classification:
+  """Evaluator `upstream`: metrics `accuracy` (a fraction) and `loss` (nats per example)."""
+
+  def __init__(self, context):
+    self._context = context
+
+  def rows(self, params):
+    name, examples, loss = self._context.upstream
+    measure = _measure(self._context.apply, loss)
+    totals = Totals.empty()
+    for batch in pipeline.batches(examples, np.arange(len(examples)), self._context.batch_size):
+      self._context.check()
+      totals = totals.merge(measure(params, self._context.put(batch)))
+    for metric, value in totals.compute().items():
+      yield {"evaluator": "upstream", "task": name, "variant": "full", "setting": "upstream",
+             "split": "test", "examples_used": len(examples), "metric": metric,
+             "value": float(value), "status": "ok"}

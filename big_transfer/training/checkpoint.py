@@ -1,0 +1,186 @@
+"""Checkpoints: the whole state of a run at a step, saved atomically, verified when read back.
+
+A folder `checkpoints/<step>/` is Orbax's, written in the background and renamed into place when
+complete, with a `manifest.json` of ours: the sha256 of every file that holds data. A checkpoint
+is good when its manifest is there and all its files hash as it says: Orbax alone would restore a
+flipped bit without a word. Restoring takes the newest good one; those found bad are moved to
+`checkpoints.bad/`, never deleted. No code is ever executed by loading (no pickle).
+"""
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+
+from big_transfer import trees
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that can't serve; the message says which, why, and what to do."""
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    folder: where they lie, `WORKDIR/checkpoints`; made if it isn't there.
+    keep: how many of the newest stay; at least 2, so that there is one to fall back to.
+  """
+
+  def __init__(self, folder, keep=2):
+    if keep < 2:
+      raise ValueError(f"config.checkpoint.keep is {keep}: expected at least 2, so that a damaged "
+                       "checkpoint has one to fall back to")
+    self._folder = pathlib.Path(folder).absolute()
+    self._bad = self._folder.with_name(self._folder.name + ".bad")
+    self._saving = None
+    policies = ocp.checkpoint_managers
+    self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.LatestN(keep),
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest)))
+
+  def save(self, state, meta):
+    """Starts saving `state` (a TrainState) and `meta` (a JSON-able dict); returns at once.
+
+    Waits for the save before, whose error, if any, is raised here.
+    """
+    self.wait()
+    step = int(state.step)
+    self._saving = step
+    tree = _as_dict(state)
+    meta = {"format": FORMAT, "shapes": trees.shapes(tree), **meta}
+    self._manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+
+  def wait(self):
+    """Returns when nothing is being saved; raises what the save raised."""
+    try:
+      self._manager.wait_until_finished()
+    except OSError as e:
+      raise CheckpointError(
+          f"checkpoint {self._saving} could not be written to {self._folder}: {e}. Free space or "
+          "mend the permissions, then start the same command again: it continues from the last "
+          "good checkpoint") from e
+
+  def close(self):
+    """Waits and lets go of the folder."""
+    self.wait()
+    self._manager.close()
+
+  def restore(self, like):
+    """Restores the newest good checkpoint.
+
+    Args:
+      like: a TrainState of `jax.ShapeDtypeStruct` with shardings: where each array is to go,
+        whatever the devices it was saved from.
+
+    Returns:
+      `(state, meta)`, or None where there is no checkpoint.
+
+    Raises:
+      CheckpointError: checkpoints are there but none is good, or the newest good one is of
+        another model or optimiser (the names that differ are listed).
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    reasons = []
+    for step in steps:
+      reason = self._fault(step)
+      if reason is None:
+        try:
+          return self._read(step, like)
+        except CheckpointError:
+          raise
+        except Exception as e:  # Orbax raises many kinds for a folder that it can't read
+          reason = f"can't be read ({type(e).__name__}: {e})"
+      reasons.append(f"checkpoint {step} {reason}")
+      logging.warning("%s; it was moved to %s, and the one before is used", reasons[-1],
+                      self._set_aside(step))
+    if steps:
+      raise CheckpointError(
+          f"no good checkpoint in {self._folder}: {'; '.join(reasons)}. They lie in {self._bad}. "
+          "Train again in a new workdir, or put back a good copy")
+    return None
+
+  def _read(self, step, like):
+    meta = self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    tree = _as_dict(like)
+    if meta.get("format") != FORMAT:
+      raise CheckpointError(f"checkpoint {step} in {self._folder} has format "
+                            f"{meta.get('format')}: this version reads {FORMAT}")
+    if diff := trees.shape_diff(trees.shapes(tree), meta["shapes"]):
+      shown = "\n  ".join(diff[:20] + ([f"… {len(diff)} lines in all"] if len(diff) > 20 else []))
+      raise CheckpointError(
+          f"checkpoint {step} in {self._folder} is of another model or optimiser (- expected, "
+          f"+ found):\n  {shown}\nUse the config it was made with, or another workdir")
+    restored = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(tree)))["state"]
+    return like.replace(**restored), meta
+
+  def _write_manifest(self):
+    if jax.process_index() != 0:
+      return
+    [folder] = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+    text = json.dumps(_hashes(folder), indent=1)
+    temporary = folder / (MANIFEST + ".tmp")
+    with open(temporary, "w") as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+  def _fault(self, step):
+    """Says what is wrong with a checkpoint; None if nothing is."""
+    folder = self._folder / str(step)
+    try:
+      expected = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+      return "has no manifest (its save was cut off)"
+    except ValueError:
+      return "has a damaged manifest"
+    found = _hashes(folder)
+    for name in sorted(expected):
+      if name not in found:
+        return f"lacks the file {name}"
+      if found[name] != expected[name]:
+        return f"has an altered file, {name}"
+    if added := set(found) - set(expected):
+      return f"has a file that isn't its own, {min(added)}"
+    return None
+
+  def _set_aside(self, step):
+    self._bad.mkdir(exist_ok=True)
+    n = sum(1 for _ in self._bad.glob(f"{step}-*"))
+    target = self._bad / f"{step}-{n}"
+    shutil.move(self._folder / str(step), target)
+    self._manager.reload()
+    return target
+
+
+def _as_dict(state):
+  return {"step": state.step, "params": state.params, "opt_state": state.opt_state,
+          "bad_step": state.bad_step}
+
+
+def _hashes(folder):
+  """`{relative path: sha256}` of the files that hold data.
+
+  Those at the top are Orbax's own notes, which it completes when it renames the folder.
+  """
+  hashes = {}
+  for path in sorted(folder.glob("*/**/*")):
+    if path.is_file():
+      with open(path, "rb") as f:
+        hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(f, "sha256").hexdigest()
+  return hashes

@@ -1,0 +1,107 @@
+"""Optimisers: one direction, and ordered rules by parameter name for rate and weight decay.
+
+For a parameter θ claimed by rule r, with η = `lr` (peak rate), s(t) = the unit schedule,
+m_r = the rule's `lr` (a multiplier, default 1) and λ_r = the rule's `wd` (default 0):
+
+    θ ← θ − s(t) · η · (m_r · u + λ_r · θ)
+
+u is the direction: Adam's `m̂ / (√v̂ + ε)` for `adamw`, the momentum buffer of the gradients for
+`sgd`, both of gradients clipped by their global norm. Decay is decoupled and follows the
+schedule, and a rule's rate multiplier doesn't touch its decay, so a head can be given a smaller
+rate at the same decay, or more decay at the same rate.
+
+The same decay elsewhere: optax.adamw and torch.optim.AdamW have `weight_decay = λ_r` at m_r = 1;
+big_vision and Zhai et al. 2021 write the product, `wd = η · λ_r` (their 0.03 · lr is λ = 0.03);
+L2 regularisation inside the gradient, as in torch.optim.SGD, has no equivalent under Adam.
+"""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from big_transfer import trees
+
+
+class Optimiser(NamedTuple):
+  """What the step needs: `tx` is static, `hparams` are arrays that a sweep may vary.
+
+  Attributes:
+    tx: optax transformation; its `update` takes the keyword `hparams` with `lr` (the rate now,
+      a scalar) and `rule_lr`, `rule_wd`, each `(rules,)`.
+    hparams: `{"lr": (), "rule_lr": (rules,), "rule_wd": (rules,)}`, float32; lr at its peak.
+    table: one line a rule, for the log.
+  """
+  tx: optax.GradientTransformationExtraArgs
+  hparams: dict
+  table: str
+
+
+def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-8,
+          momentum=0.9, nesterov=False):
+  """Builds the optimiser of the equation above.
+
+  Args:
+    names: names of all parameters.
+    rules: ordered `(regex, {"lr": multiplier, "wd": decay})`; the first that matches the whole
+      name wins.
+    lr: peak rate η.
+    name: "adamw" or "sgd".
+    clip: largest global norm of the gradients; None for no clipping.
+    b1, b2, eps: Adam's.
+    momentum, nesterov: of sgd.
+
+  Raises:
+    ValueError: an unknown optimiser, an unknown key in a rule, a rule that claims nothing, or a
+      parameter that no rule claims.
+  """
+  if name not in ("adamw", "sgd"):
+    raise ValueError(f"optimiser {name!r} is unknown: expected 'adamw' or 'sgd'")
+  rules = tuple((pattern, dict(settings)) for pattern, settings in rules)
+  for pattern, settings in rules:
+    if unknown := set(settings) - {"lr", "wd"}:
+      raise ValueError(f"rule {pattern!r} sets {sorted(unknown)}: expected 'lr' or 'wd'")
+  claimed = trees.first_match([pattern for pattern, _ in rules], names)
+  direction = {
+      "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+      "sgd": lambda: optax.trace(decay=momentum, nesterov=nesterov),
+  }[name]()
+  clipping = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
+  hparams = {
+      "lr": np.float32(lr),
+      "rule_lr": np.array([r.get("lr", 1.0) for _, r in rules], np.float32),
+      "rule_wd": np.array([r.get("wd", 0.0) for _, r in rules], np.float32)}
+  return Optimiser(tx=optax.chain(clipping, direction, _apply_rules(claimed)), hparams=hparams,
+                   table=_table(rules, claimed, lr))
+
+
+def _apply_rules(claimed):
+  """The last link of the chain: the equation of this module, from direction to update."""
+
+  def update(directions, state, params, *, hparams):
+    def leaf(name, u, p):
+      rule = claimed[name]
+      m, wd = hparams["rule_lr"][rule], hparams["rule_wd"][rule]
+      return -hparams["lr"] * (m * u + wd * p)
+
+    named = trees.flatten(params)
+    flat = {name: leaf(name, u, named[name]) for name, u in trees.flatten(directions).items()}
+    return trees.unflatten(flat), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _table(rules, claimed, lr):
+  counts = np.bincount(list(claimed.values()), minlength=len(rules))
+  lines = ["rule                             tensors    rate  decay λ  big_vision's wd = η·λ"]
+  for (pattern, r), count in zip(rules, counts):
+    wd = r.get("wd", 0.0)
+    lines.append(f"{pattern:<32} {count:>7}  {lr * r.get('lr', 1.0):6.2g}  {wd:7.3g}  {lr * wd:.3g}")
+  return "\n".join(lines)
+
+
+def global_norm(tree):
+  """The L2 norm of all leaves together, `()` float32."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+                      for leaf in jax.tree.leaves(tree)))

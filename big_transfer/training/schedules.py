@@ -1,0 +1,58 @@
+"""Learning-rate schedules as unit shapes: a value in [0, 1] for each step, times a peak rate.
+
+The shape is a table made before training, so the peak stays an array that a sweep can vary and
+runs of different lengths share one compiled step.
+"""
+import numpy as np
+import optax
+
+
+def unit_schedule(total_steps, *, name="cosine", warmup_steps=0, cooldown_steps=0,
+                  timescale=10_000, end=0.0):
+  """Returns the rate of each step as a fraction of the peak, `(total_steps,)` float32.
+
+  All rise linearly from 0 over `warmup_steps`; what follows is
+    cosine: half a cosine from 1 to `end` at the last step (Loshchilov & Hutter 2017);
+    linear: a straight line from 1 to `end`;
+    rsqrt: `sqrt(timescale / (timescale + steps since warm-up))` (Zhai et al. 2021, App. A),
+      usually with `cooldown_steps`, which take it linearly to `end`;
+    constant: 1.
+
+  Args:
+    total_steps: length of training, in steps.
+    name: "cosine", "linear", "rsqrt" or "constant".
+    warmup_steps: length of the rise, in steps; below `total_steps`.
+    cooldown_steps: length of the last linear descent, for rsqrt and constant, in steps.
+    timescale: of rsqrt, in steps.
+    end: final fraction of the peak.
+
+  Raises:
+    ValueError: an unknown name, or lengths that don't fit into `total_steps`.
+  """
+  if name not in _DECAYS:
+    raise ValueError(f"schedule {name!r} is unknown: expected one of {sorted(_DECAYS)}")
+  if min(warmup_steps, cooldown_steps) < 0 or warmup_steps + cooldown_steps >= total_steps:
+    raise ValueError(
+        f"warm-up of {warmup_steps} and cool-down of {cooldown_steps} steps do not fit into "
+        f"{total_steps} steps of training: shorten them (config.optim.schedule) or train longer")
+  if cooldown_steps and name in ("cosine", "linear"):
+    raise ValueError(f"a {name} schedule ends by itself: cooldown_steps is for rsqrt and constant")
+  decay = _DECAYS[name](total_steps - warmup_steps, timescale, end)
+  schedule = optax.join_schedules(
+      [optax.linear_schedule(0.0, 1.0, max(warmup_steps, 1)), decay], [warmup_steps])
+  steps = np.arange(total_steps)
+  shape = np.array(schedule(steps), np.float32)
+  shape = np.broadcast_to(shape, steps.shape).copy()
+  if cooldown_steps:
+    left = (total_steps - steps) / cooldown_steps
+    shape = np.where(left < 1, end + (shape - end) * left, shape)
+  return shape.astype(np.float32)
+
+
+_DECAYS = {
+    "cosine": lambda steps, timescale, end: optax.cosine_decay_schedule(1.0, steps, alpha=end),
+    "linear": lambda steps, timescale, end: optax.linear_schedule(1.0, end, steps),
+    "rsqrt": lambda steps, timescale, end: (
+        lambda count: np.sqrt(timescale / (timescale + np.maximum(count, 0)))),
+    "constant": lambda steps, timescale, end: optax.constant_schedule(1.0),
+}
