@@ -1,0 +1,60 @@
+"""Opens a source of examples by name: built in, TFDS, a folder of images, or an .npz file.
+
+  open_source("fractals", "test", classes=60)
+  open_source("tfds:cifar10", "train[:90%]")        # TFDS_DATA_DIR or data_dir=...
+  open_source("folder:/data/birds", "train")        # /data/birds[/train]/<class>/<image>
+  open_source("npz:/data/cells.npz", "test")        # images and labels, or x_test and y_test
+"""
+import inspect
+
+from big_transfer.data import files, tfds_records
+from big_transfer.data.builtin import digits, fractals, sprites
+from big_transfer.data.examples import ArraySource, Source, did_you_mean
+
+__all__ = ["ArraySource", "BUILTIN", "LOCATED", "Source", "open_source"]
+
+# Sources made or shipped by the package: open(split, **options).
+BUILTIN = {
+    "fractals": fractals.fractals,
+    "sprites": sprites.sprites,
+    "digits": digits.digits,
+}
+
+# Sources of which the name says where they are, "kind:place": open(place, split, **options).
+LOCATED = {
+    "tfds": tfds_records.TfdsSource,
+    "folder": files.FolderSource,
+    "npz": files.npz,
+}
+
+
+def open_source(name: str, split: str = "train", **options) -> Source:
+  """Opens one split of a dataset.
+
+  Args:
+    name: "fractals", "sprites", "digits", "tfds:NAME[/CONFIG][:VERSION]", "folder:PATH" or
+      "npz:PATH".
+    split: split to read; TFDS split strings such as "train[:90%]" work for TFDS.
+    **options: what the source takes, see its function.
+
+  Returns:
+    A `Source`; nothing has been decoded yet.
+
+  Raises:
+    ValueError: unknown name, split or option, missing or empty dataset, labels out of range.
+  """
+  kind, _, place = name.partition(":")
+  if name in BUILTIN:
+    function, arguments = BUILTIN[name], (split,)
+  elif kind in LOCATED and place:
+    function, arguments = LOCATED[kind], (place, split)
+  else:
+    known = [*BUILTIN, *(f"{kind}:..." for kind in LOCATED)]
+    hint = f"say where it is, {kind}:PLACE. " if kind in LOCATED else did_you_mean(name, known)
+    raise ValueError(f"unknown source {name!r}: {hint}")
+  known = [p.name for p in inspect.signature(function).parameters.values()
+           if p.kind is inspect.Parameter.KEYWORD_ONLY]
+  for option in options:
+    if option not in known:
+      raise ValueError(f"source {name!r} has no option {option!r}: {did_you_mean(option, known)}")
+  return function(*arguments, **options)

@@ -1,0 +1,101 @@
+"""The downstream suite: a task's name -> its data, splits, options and metric."""
+import dataclasses
+from collections.abc import Mapping
+
+from big_transfer.data.examples import Source, did_you_mean
+from big_transfer.data.sources import open_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A downstream task.
+
+  Attributes:
+    name: what rows and figures call it.
+    source: name for `open_source`.
+    train: split that shots are drawn from.
+    test: split that accuracy is measured on, the whole of it.
+    options: the source's options, for both splits.
+    variant: which form of the task, such as "full", for rows.
+    metric: what is measured.
+  """
+
+  name: str
+  source: str
+  train: str = "train"
+  test: str = "test"
+  options: dict = dataclasses.field(default_factory=dict)
+  variant: str = "full"
+  metric: str = "accuracy"
+
+  def open(self, split: str) -> Source:
+    """Opens the source at this task's "train" or "test" split.
+
+    Raises:
+      ValueError: another split; what `open_source` raises.
+    """
+    if split not in ("train", "test"):
+      raise ValueError(f"task {self.name!r} has no split {split!r}; expected 'train' or 'test'.")
+    return open_source(self.source, getattr(self, split), **self.options)
+
+  @property
+  def spec(self) -> dict:
+    """Everything above, JSON-able."""
+    return dataclasses.asdict(self)
+
+
+# Upstream runs take fractal classes from 0 upwards; these are never among them.
+UNSEEN_FROM = 1000
+
+
+def _built_in() -> dict[str, Task]:
+  tasks = [
+      Task("fractals_unseen", "fractals", options={"first_class": UNSEEN_FROM, "classes": 30}),
+      Task("digits", "digits"),
+      *(Task(f"sprites_{label}", "sprites", options={"label": label})
+        for label in ("count", "location", "orientation", "scale")),
+      Task("cifar10", "tfds:cifar10"),
+      Task("omniglot_small", "tfds:omniglot_small"),
+  ]
+  return {task.name: task for task in tasks}
+
+
+TASKS = _built_in()
+
+
+def resolve(task: str | Mapping | Task) -> Task:
+  """A task by name, or one described in a config.
+
+  Args:
+    task: a name in `TASKS`; or a mapping of `Task`'s fields, which must have `name`. Where that
+      is a name in `TASKS` the other fields override it, `options` key by key; else `source` too
+      must be given.
+
+  Raises:
+    ValueError: unknown name or field, or a field that is missing.
+  """
+  if isinstance(task, Task):
+    return task
+  if isinstance(task, str):
+    if task not in TASKS:
+      raise ValueError(f"unknown task {task!r}: {did_you_mean(task, TASKS)} Or describe it with a "
+                       "mapping of name, source, train, test and options.")
+    return TASKS[task]
+  fields = {k: dict(v) if isinstance(v, Mapping) else v for k, v in task.items()}
+  known = [field.name for field in dataclasses.fields(Task)]
+  for key in fields:
+    if key not in known:
+      raise ValueError(f"task {fields.get('name', '')!r} has an unknown field {key!r}: "
+                       f"{did_you_mean(key, known)}")
+  if "name" not in fields:
+    raise ValueError(f"a task without a name, {fields}; expected a mapping with 'name'.")
+  if fields["name"] in TASKS:
+    base = TASKS[fields["name"]]
+    same = fields.get("source", base.source) == base.source
+    if same:  # another source has options of its own
+      fields["options"] = {**base.options, **fields.get("options", {})}
+    return dataclasses.replace(base, **{"options": {}, **fields})
+  if "source" not in fields:
+    raise ValueError(f"task {fields['name']!r} has no source: name one, or a task that there is. "
+                     f"{did_you_mean(fields['name'], TASKS)}")
+  return Task(**fields)
