@@ -1,0 +1,260 @@
+"""Where downstream accuracy saturates: Eq. 1 per cell, on the upper hull and on all points.
+
+The saturation value is downstream accuracy as upstream accuracy goes to 1: `1 - e_IR`
+(Abnar et al., arXiv:2110.02095, definition 2.2). It is stated twice, for two questions: on the
+upper hull (what the best mixtures of runs reach) and on all points (what the average run does).
+
+The hull is fitted along its edges, at `_GRID` evenly spaced upstream accuracies, so that the fit
+is the nearest law to the hull as a curve. On its vertices alone, three to ten points, the
+estimate had twice the bias and spread (planted frontier below, 50 runs).
+
+Intervals come from subsampling (Politis, Romano and Wolf, "Subsampling", 1999, symmetric
+intervals, section 2.5): the estimate on m < n runs, drawn without replacement, deviates from the
+one on all n as that one does from the truth, but for the factor (m / n)^rate. Runs are drawn, not
+points: the evaluations of one run aren't independent. The rate is 1/2 for all points. For a hull
+it isn't known: with one-sided shortfalls the bias fell as n^-0.3 to n^-0.4, and 1/4 is taken, on
+the careful side. What a nominal 90 % covered, as measured on four planted frontiers, 30 to 40
+data sets each:
+
+    runs                                                       24     50     200
+    hull, exponential shortfalls, upstream 0.1 to 0.9         96 %   94 %   88 %
+    hull, half-normal shortfalls and noise, 0.1 to 0.75       92 %   93 %   89 %
+    all points, normal scatter, upstream 0.1 to 0.9           91 %   93 %   93 %
+
+The worst single frontier, nearly straight (alpha 1.6) and to be extrapolated from 0.75, was
+covered in 73 %: what is far outside the runs' range is known less well than its interval says.
+
+Shape legend: N points, R resamples, G upstream accuracies on the hull, U runs.
+"""
+import dataclasses
+
+import numpy as np
+
+from big_transfer.study import fitting, hull, laws, table
+
+MIN_RUNS = 10  # subsamples have at least 8: fewer runs leave them nothing to differ in
+MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade off freely
+_MIN_SUBSAMPLE = 8
+_SIZE_EXPONENT = 0.6  # m = n^0.6
+_RATE = {"hull": 0.25, "all": 0.5}
+_GRID = 65
+
+FIT_COLUMNS = {name: table.POINT_COLUMNS[name] for name in table.CELL} | {
+    "steps": ("VARCHAR", "'last' or 'all': which evaluations of a run are points"),
+    "fit": ("VARCHAR", "'hull': the upper hull; 'all': all points"),
+    "data": ("VARCHAR", "what the law was fitted to, in words"),
+    "runs": ("BIGINT", "runs in the cell"),
+    "points": ("BIGINT", "points in the cell"),
+    "hull_vertices": ("BIGINT", "vertices of the upper hull"),
+    "us_low": ("DOUBLE", "lowest upstream accuracy"),
+    "us_high": ("DOUBLE", "highest upstream accuracy"),
+    "ds_best": ("DOUBLE", "highest downstream accuracy"),
+    "k": ("DOUBLE", "Eq. 1: factor"),
+    "alpha": ("DOUBLE", "Eq. 1: exponent"),
+    "e_IR": ("DOUBLE", "Eq. 1: irreducible error"),
+    "rms": ("DOUBLE", "Eq. 1: root mean squared residual, in accuracy"),
+    "loglinear_a": ("DOUBLE", "the model without saturation, e_DS = a e_US^b: factor"),
+    "loglinear_b": ("DOUBLE", "the same: exponent"),
+    "loglinear_rms": ("DOUBLE", "the same: root mean squared residual, in accuracy"),
+    "saturation": ("DOUBLE", "saturation value, 1 - e_IR"),
+    "saturation_low": ("DOUBLE", "low end of its interval"),
+    "saturation_high": ("DOUBLE", "high end of its interval"),
+    "level": ("DOUBLE", "nominal coverage of the interval"),
+    "subsample": ("BIGINT", "runs in a subsample"),
+    "resamples": ("BIGINT", "subsamples drawn"),
+    "status": ("VARCHAR", "'ok', 'not identified' or 'no fit'"),
+    "reason": ("VARCHAR", "why the status isn't ok"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A saturation value with its interval; accuracies, fractions."""
+  value: float
+  low: float
+  high: float
+  subsample: int
+
+
+def _on_all(us_N, ds_N, mask_RN):
+  return 1.0 - us_N, 1.0 - ds_N, mask_RN.astype(float)
+
+
+def _on_hull(us_N, ds_N, mask_RN):
+  """The upper hull of each resample, sampled along its edges on one grid."""
+  us_G = np.linspace(us_N.min(), us_N.max(), _GRID)
+  weight_RG, error_RG = np.zeros((len(mask_RN), _GRID)), np.zeros((len(mask_RN), _GRID))
+  for r, mask_N in enumerate(mask_RN):
+    members = np.flatnonzero(mask_N)
+    vertices = members[hull.upper_hull(us_N[members], ds_N[members])]
+    at = us_N[vertices]
+    inside_G = (us_G >= at[0]) & (us_G <= at[-1])
+    # A subsample so narrow that it falls between two places of the grid counts at the nearest.
+    inside_G[np.abs(us_G - at.mean()).argmin()] |= not inside_G.any()
+    weight_RG[r] = inside_G
+    error_RG[r] = 1.0 - np.interp(us_G, at, ds_N[vertices])
+  return 1.0 - us_G, error_RG, weight_RG
+
+
+_DATA = {"hull": _on_hull, "all": _on_all}
+_DATA_WORDS = {"hull": f"the hull's edges at {_GRID} evenly spaced upstream accuracies",
+               "all": "all points"}
+
+
+def fit_points(kind, us_N, ds_N, mask_RN=None, *, law=laws.SATURATING, steps=40):
+  """Fits a law to the upper hull or to all points, for each of R subsets of them.
+
+  Args:
+    kind: "hull" or "all".
+    us_N: upstream accuracies.
+    ds_N: downstream accuracies.
+    mask_RN: which points belong to which subset; None is one subset with all.
+    law: the law, in errors.
+    steps: see `fitting.fit`.
+
+  Returns:
+    A `fitting.Fit` of R fits, in errors.
+
+  Raises:
+    ValueError: an unknown kind, or points that can't be fitted.
+  """
+  if kind not in _DATA:
+    raise ValueError(f"kind: expected one of {', '.join(_DATA)}, got {kind!r}")
+  us_N, ds_N = np.asarray(us_N, float), np.asarray(ds_N, float)
+  mask_RN = np.ones((1, us_N.size), bool) if mask_RN is None else mask_RN
+  return fitting.fit(law, *_DATA[kind](us_N, ds_N, mask_RN), steps=steps)
+
+
+def subsample_size(runs):
+  """Runs in a subsample of so many: n^0.6, but at least 8."""
+  return max(_MIN_SUBSAMPLE, round(runs ** _SIZE_EXPONENT))
+
+
+def _subsamples(run_N, size, resamples, seed):
+  """Masks (R, N) of the points that belong to `size` runs drawn without replacement."""
+  names_U, run_N = np.unique(run_N, return_inverse=True)
+  order_RU = np.random.default_rng(seed).random((resamples, names_U.size)).argsort(1)
+  chosen_RU = np.zeros((resamples, names_U.size), bool)
+  np.put_along_axis(chosen_RU, order_RU[:, :size], True, 1)
+  return chosen_RU[:, run_N], names_U.size
+
+
+def interval(kind, us_N, ds_N, run_N=None, *, value=None, level=0.9, resamples=200, seed=0):
+  """The saturation value with a symmetric subsampling interval.
+
+  Args:
+    kind: "hull" or "all".
+    us_N: upstream accuracies.
+    ds_N: downstream accuracies.
+    run_N: the run each point is of; None: each of its own.
+    value: the saturation value on all points, if it is already known.
+    level: nominal coverage; for what it is in fact see the top of this file.
+    resamples: subsamples to draw.
+    seed: of the subsamples.
+
+  Returns:
+    An `Interval`, clipped to [0, 1].
+
+  Raises:
+    ValueError: fewer than `MIN_RUNS` runs, or points that can't be fitted.
+
+  Source: Politis, Romano and Wolf, "Subsampling" (1999), section 2.5, with the finite-population
+  factor (1 - m / n)^-1/2 for subsamples that share many runs.
+  """
+  run_N = np.arange(len(us_N)) if run_N is None else np.asarray(run_N)
+  runs = np.unique(run_N).size
+  if runs < MIN_RUNS:
+    raise ValueError(f"expected at least {MIN_RUNS} runs for an interval, got {runs}; add runs")
+  size = subsample_size(runs)
+  mask_RN, _ = _subsamples(run_N, size, resamples, seed)
+  if value is None:
+    value = 1.0 - fit_points(kind, us_N, ds_N).params[0, 2]
+  values_R = 1.0 - fit_points(kind, us_N, ds_N, mask_RN, steps=8).params[:, 2]
+  factor = (size / runs) ** _RATE[kind] / np.sqrt(1.0 - size / runs)
+  reach = factor * np.quantile(np.abs(values_R - value), level)
+  return Interval(float(value), float(max(value - reach, 0.0)), float(min(value + reach, 1.0)),
+                  size)
+
+
+def _spans_everything(found, best):
+  """Whether the interval says no more than 'above the best run, at most 1'.
+
+  Below 0.05 it is narrow enough to be of use wherever it lies.
+  """
+  slack = 0.1 * (1.0 - best)
+  return (found.high - found.low > 0.05 and found.low <= best + slack
+          and found.high >= 1.0 - slack)
+
+
+def _cell_fit(kind, us_N, ds_N, run_N, level, resamples):
+  """One line of the table of fits, without the cell."""
+  runs = int(np.unique(run_N).size)
+  line = dict.fromkeys(FIT_COLUMNS) | {
+      "fit": kind, "data": _DATA_WORDS[kind], "runs": runs, "points": int(us_N.size),
+      "hull_vertices": int(hull.upper_hull(us_N, ds_N).size), "us_low": float(us_N.min()),
+      "us_high": float(us_N.max()), "ds_best": float(ds_N.max()), "level": level}
+  span = us_N.max() - us_N.min()
+  if runs < MIN_RUNS or span < MIN_SPAN:
+    reason = (f"{runs} runs; at least {MIN_RUNS} are needed" if runs < MIN_RUNS else
+              f"upstream accuracies span {span:.3f}; at least {MIN_SPAN} is needed")
+    return line | {"status": "no fit", "reason": reason}
+  fitted = fit_points(kind, us_N, ds_N)
+  straight = fit_points(kind, us_N, ds_N, law=laws.LOG_LINEAR)
+  line |= fitted.law.named(fitted.params[0]) | {"rms": float(fitted.rms[0])}
+  line |= {f"loglinear_{name}": value
+           for name, value in straight.law.named(straight.params[0]).items()}
+  found = interval(kind, us_N, ds_N, run_N, value=1.0 - line["e_IR"], level=level,
+                   resamples=resamples)
+  line |= {"loglinear_rms": float(straight.rms[0]), "saturation": found.value,
+           "saturation_low": found.low, "saturation_high": found.high,
+           "subsample": found.subsample, "resamples": resamples, "status": "ok"}
+  if _spans_everything(found, line["ds_best"]):
+    line |= {"status": "not identified",
+             "reason": f"the interval reaches from {found.low:.2f} to {found.high:.2f}, no "
+                       f"narrower than from the best run ({line['ds_best']:.2f}) to 1"}
+  return line
+
+
+def cells(points):
+  """Points by cell: {cell: list of points}, in the order of the points.
+
+  Args:
+    points: dicts with `table.POINT_COLUMNS`.
+
+  Returns:
+    A dict; a key is a tuple of the columns in `table.CELL`.
+  """
+  grouped = {}
+  for point in points:
+    grouped.setdefault(tuple(point[name] for name in table.CELL), []).append(point)
+  return grouped
+
+
+def fits(points, *, level=0.9, resamples=200):
+  """Two lines a cell: Eq. 1 on the upper hull and on all points.
+
+  Args:
+    points: dicts with `table.POINT_COLUMNS`.
+    level: nominal coverage of the intervals, in (0, 1).
+    resamples: subsamples for an interval, at least 20.
+
+  Returns:
+    A list of dicts with `FIT_COLUMNS`; what isn't known is None, never NaN.
+
+  Raises:
+    ValueError: a level or a number of resamples out of range.
+  """
+  if not 0.0 < level < 1.0:
+    raise ValueError(f"--level: expected a coverage between 0 and 1, such as 0.9, got {level:g}")
+  if resamples < 20:
+    raise ValueError(f"--resamples: expected at least 20 subsamples, got {resamples}")
+  lines = []
+  for cell, members in cells(points).items():
+    us_N = np.array([point["us_accuracy"] for point in members])
+    ds_N = np.array([point["ds_accuracy"] for point in members])
+    run_N = np.array([point["run_id"] for point in members])
+    steps = "last" if all(point["last"] for point in members) else "all"
+    for kind in _DATA:
+      lines.append(_cell_fit(kind, us_N, ds_N, run_N, level, resamples)
+                   | dict(zip(table.CELL, cell)) | {"steps": steps})
+  return lines
