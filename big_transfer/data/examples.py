@@ -4,7 +4,7 @@ Legend: N examples, H height, W width, 3 channels (RGB). Images are uint8 in [0,
 """
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -35,6 +35,9 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> dict:
     """Returns {"image": uint8 (H, W, 3), "label": int}."""
+
+  def images_at(self, indices: Sequence[int]) -> list[np.ndarray]:
+    """Several images, uint8 (H, W, 3) each: cheaper than one by one where reading has a cost."""
 
 
 class ArraySource:
@@ -73,6 +76,9 @@ class ArraySource:
 
   def __getitem__(self, index: int) -> dict:
     return {"image": self.images[index], "label": int(self.labels[index])}
+
+  def images_at(self, indices: Sequence[int]) -> list[np.ndarray]:
+    return list(self.images[indices])
 
 
 def checked_labels(labels: np.ndarray, num_classes: int, where: str) -> np.ndarray:

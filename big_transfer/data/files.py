@@ -6,6 +6,7 @@ its own path (folder) or position (.npz), so adding files moves no other file.
 import functools
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,6 +68,9 @@ class FolderSource:
     file = self._files[index]
     image = decode_image(file.read_bytes(), f"{file} (example {index})")
     return {"image": image, "label": int(self.labels[index])}
+
+  def images_at(self, indices: Sequence[int]) -> list[np.ndarray]:
+    return [self[index]["image"] for index in indices]
 
 
 def npz(path: str, split: str = "train", *, image_key: str | None = None,

@@ -79,9 +79,10 @@ class Prepared:
     images = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
     resize = _FITS[self._fit]
     def fill(start: int):
-      for i in range(start, min(start + 16, len(indices))):
-        images[i] = resize(self.source[int(indices[i])]["image"], self.image_size)
-    list(_threads().map(fill, range(0, len(indices), 16)))
+      read = self.source.images_at(indices[start:start + _CHUNK])
+      for i, image in enumerate(read, start):
+        images[i] = resize(image, self.image_size)
+    list(_threads().map(fill, range(0, len(indices), _CHUNK)))
     return images
 
 
@@ -293,4 +294,5 @@ def _crop(image: np.ndarray, size: int) -> np.ndarray:
   return transforms.resize_small_centre_crop(image, round(size * 256 / 224), size)
 
 
+_CHUNK = 64  # images that a thread reads and decodes at a time
 _FITS = {"squash": transforms.resize, "crop": _crop}

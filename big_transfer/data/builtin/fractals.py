@@ -18,6 +18,7 @@ MAPS = 4
 DEPTH = {2: 10, 3: 6, 4: 5}
 STARTS = {2: 2, 3: 3, 4: 2}
 CODE = 16  # side of the pictures by which systems are told apart
+ALIKE = 0.8  # correlation of two such pictures from which on they count as one
 
 
 def fractals(split: str, *, classes: int = 60, per_class: int = 200, test_per_class: int = 50,
@@ -98,19 +99,27 @@ def systems(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _systems(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-  maps, counts, codes = [], [], np.empty((0, CODE * CODE), np.float32)
+  maps, counts, codes = [], [], []
   block = 0
   while len(maps) < count:
     rng = np.random.default_rng((seed, 0, block))
     number = 2 + block % 3
-    candidates = _candidates(rng, 128, number)
+    candidates = _candidates(rng, 32, number)
     fills, pictures = _pictures(candidates, number)
-    for i in np.flatnonzero(fills):
-      turned = np.stack([np.rot90(p, r) for p in (pictures[i], pictures[i].T) for r in range(4)])
-      likeness = turned.reshape(8, -1) @ codes.T
-      if len(codes) and likeness.max() > 0.8:
-        continue
-      codes = np.concatenate([codes, pictures[i].reshape(1, -1)])
+    candidates, pictures = candidates[fills], pictures[fills]
+    own = pictures.reshape(len(pictures), -1)
+    turned = np.stack([np.rot90(p, r, (1, 2)) for p in (pictures, np.swapaxes(pictures, 1, 2))
+                       for r in range(4)]).reshape(8 * len(pictures), -1)
+    # Likeness to the systems taken so far, and to the others of this block.
+    old, new = ((turned @ np.reshape(c, (-1, CODE * CODE)).T).reshape(8, len(own), -1)
+                for c in (codes, own))
+    alike = (old > ALIKE).any(axis=(0, 2))
+    taken = []
+    for i in np.flatnonzero(~alike):
+      if (new[:, i, taken] <= ALIKE).all():
+        taken.append(i)
+    for i in taken:
+      codes.append(own[i])
       maps.append(np.pad(candidates[i], ((0, MAPS - number), (0, 0), (0, 0))))
       counts.append(number)
     block += 1
@@ -120,7 +129,7 @@ def _systems(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 def _candidates(rng: np.random.Generator, count: int, number: int) -> np.ndarray:
   """Random contractions (count, number, 2, 3): turn, stretch, turn, move; half are mirrored."""
   turns = rng.uniform(0, 2 * np.pi, (2, count, number))
-  stretch = rng.uniform(0.25, 0.85, (count, number, 2)) * [1, 1]
+  stretch = rng.uniform(0.25, 0.85, (count, number, 2))
   stretch[..., 1] *= rng.choice([-1, 1], (count, number))
   linear = _rotation(turns[0]) * stretch[..., None, :] @ _rotation(turns[1])
   move = rng.uniform(-1, 1, (count, number, 2, 1))

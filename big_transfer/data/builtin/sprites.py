@@ -83,15 +83,13 @@ class Scene:
 @functools.lru_cache(maxsize=16)
 def _images(look: Look) -> np.ndarray:
   images = np.empty((look.examples, look.size, look.size, 3), np.uint8)
-  labels = np.arange(look.examples) % BINS[look.label]
   factor = sorted(BINS).index(look.label)
   for block, start in enumerate(range(0, look.examples, 120)):
     # A generator per block, all blocks drawn whole: more examples leave the first ones as they are.
     rng = np.random.default_rng((look.seed, int(look.split == "test"), factor, block))
     part = images[start:start + 120]
-    whole = np.arange(start, start + 120) % BINS[look.label]
-    part[:] = _render(_scene(look.label, whole, rng), look, rng)[:len(part)]
-  assert len(labels) == len(images)
+    labels = np.arange(start, start + 120) % BINS[look.label]
+    part[:] = _render(_scene(look.label, labels, rng), look, rng)[:len(part)]
   return images
 
 
@@ -119,6 +117,7 @@ def _scene(label: str, labels_N: np.ndarray, rng: np.random.Generator) -> Scene:
   elif label == "orientation":
     scene.angle = ((labels_N + rng.uniform(-0.4, 0.4, n)) * (2 * np.pi / 8))[:, None]
     scene.shape = np.full((n, 1), -1)
+    scene.radius = rng.uniform(0.2, 0.35, (n, 1))
   elif label == "scale":
     share = (labels_N + rng.uniform(0.1, 0.9, n)) / BINS["scale"]
     scene.radius = (0.06 * (0.3 / 0.06) ** share)[:, None]
@@ -163,8 +162,8 @@ def _distance(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   if kind == -1:  # an arrowhead that points along u, notched behind
     half = np.abs(v)
     sides = 0.447 * (u - 1) + 0.894 * half
-    notch = 0.6 * half - 0.8 * (u + 0.35)
-    return np.maximum(sides, np.maximum(notch, -u - 0.9))
+    notch = 0.894 * (-0.35 - u) - 0.447 * half
+    return np.maximum(sides, notch)
   if SHAPES[kind] == "disc":
     return np.hypot(u, v) - 1
   if SHAPES[kind] == "square":
