@@ -5,6 +5,8 @@ Shapes: B batch, L positions, D width, N heads, K width of a head.
 import jax
 import jax.numpy as jnp
 
+from big_transfer.models import layers
+
 METHODS = ("auto", "matmul", "xla", "cudnn")
 
 
@@ -28,13 +30,22 @@ def self_attention(x_BLD, query, key, value, out, *, method: str = "auto") -> ja
     method = "matmul" if jax.default_backend() == "cpu" else "xla"
   B, L, D = x_BLD.shape
   N, K = query[1].shape
-  q, k, v = ((x_BLD @ w.reshape(D, D) + b.reshape(1, 1, D)).reshape(B, L, N, K)
+  dtype = x_BLD.dtype
+  q, k, v = (layers.dense(x_BLD, w.reshape(D, D), b.reshape(D), dtype).reshape(B, L, N, K)
              for w, b in (query, key, value))
   if method == "matmul":
-    q, k, v = (h.transpose(0, 2, 1, 3).reshape(B * N, L, K) for h in (q, k, v))
-    weights = jax.nn.softmax((q @ k.transpose(0, 2, 1) * K ** -0.5).astype(jnp.float32))
-    y = weights.astype(v.dtype) @ v
-    y_BLD = y.reshape(B, N, L, K).transpose(0, 2, 1, 3).reshape(B, L, D)
+    y_BLNK = _matmul_attention(q, k, v)
   else:
-    y_BLD = jax.nn.dot_product_attention(q, k, v, implementation=method).reshape(B, L, D)
-  return y_BLD @ out[0].reshape(D, D) + out[1][None, None]
+    y_BLNK = jax.nn.dot_product_attention(q, k, v, implementation=method)
+  return layers.dense(y_BLNK.reshape(B, L, D), out[0].reshape(D, D), out[1], dtype)
+
+
+def _matmul_attention(q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array) -> jax.Array:
+  B, L, N, K = q_BLNK.shape
+  q, k, v = (h.transpose(0, 2, 1, 3).reshape(B * N, L, K) for h in (q_BLNK, k_BLNK, v_BLNK))
+  z = (q * K ** -0.5 @ k.transpose(0, 2, 1)).astype(jnp.float32)
+  e = jnp.exp(z - jax.lax.stop_gradient(z.max(axis=-1, keepdims=True)))
+  # Normalising after the product with v, not before, touches K instead of L columns and spares
+  # the reverse pass a sum over (L, L).
+  y = (e.astype(v.dtype) @ v).astype(jnp.float32) / e.sum(axis=-1, keepdims=True)
+  return y.astype(v.dtype).reshape(B, N, L, K).transpose(0, 2, 1, 3)

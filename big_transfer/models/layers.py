@@ -3,11 +3,13 @@
 Shapes: B batch, H W image height and width, C image channels, P patch size, L positions,
 D model width, F hidden width of the MLP, K classes.
 """
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+Initialiser = Callable[..., jax.Array]
 
 
 def check_images(images_BHWC: jax.Array) -> None:
@@ -55,6 +57,32 @@ def tap(module: nn.Module, name: str, x: jax.Array,
   return x
 
 
+class Dense(nn.Module):
+  """A dense layer over the last axis, (..., D) -> (..., F), computed on a matrix (rows, D).
+
+  The same maths and parameters as `nn.Dense`, whose kernel gradient contracts two axes: on a CPU
+  that made a training step of a small ViT half as fast.
+  """
+  features: int
+  dtype: str = "float32"
+  kernel_init: Initialiser = nn.initializers.lecun_normal()
+  bias_init: Initialiser = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    D = x.shape[-1]
+    kernel_DF = self.param("kernel", self.kernel_init, (D, self.features))
+    bias_F = self.param("bias", self.bias_init, (self.features,))
+    return dense(x, kernel_DF, bias_F, self.dtype)
+
+
+def dense(x: jax.Array, kernel_DF: jax.Array, bias_F: jax.Array, dtype: str) -> jax.Array:
+  """x (..., D) times the kernel plus the bias, in `dtype`; see `Dense`."""
+  D, F = kernel_DF.shape
+  y = x.astype(dtype).reshape(-1, D) @ kernel_DF.astype(dtype) + bias_F.astype(dtype)[None]
+  return y.reshape(*x.shape[:-1], F)
+
+
 class Mlp(nn.Module):
   """Two dense layers with a GELU between, over the last axis: (..., D) -> (..., D)."""
   hidden: int
@@ -65,9 +93,9 @@ class Mlp(nn.Module):
   def __call__(self, x_BLD: jax.Array, *, train: bool) -> jax.Array:
     init = {"kernel_init": nn.initializers.xavier_uniform(),
             "bias_init": nn.initializers.normal(1e-6)}
-    h_BLF = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="Dense_0", **init)(x_BLD))
+    h_BLF = nn.gelu(Dense(self.hidden, self.dtype, name="Dense_0", **init)(x_BLD))
     h_BLF = nn.Dropout(self.dropout, deterministic=not train)(h_BLF)
-    return nn.Dense(x_BLD.shape[-1], dtype=self.dtype, name="Dense_1", **init)(h_BLF)
+    return Dense(x_BLD.shape[-1], self.dtype, name="Dense_1", **init)(h_BLF)
 
 
 class Patches(nn.Module):
@@ -89,10 +117,9 @@ class Patches(nn.Module):
                        f"{H} × {W}; resize the images or choose another patch")
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, C, self.width))
     bias_D = self.param("bias", nn.initializers.zeros, (self.width,))
-    x = images_BHWC.astype(self.dtype).reshape(B, H // p, p, W // p, p, C)
+    x = images_BHWC.reshape(B, H // p, p, W // p, p, C)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, (H // p) * (W // p), p * p * C)
-    x_BLD = x @ kernel.reshape(-1, self.width).astype(self.dtype)
-    return x_BLD + bias_D.astype(self.dtype)[None, None]
+    return dense(x, kernel.reshape(-1, self.width), bias_D, self.dtype)
 
 
 class Head(nn.Module):
@@ -109,4 +136,4 @@ class Head(nn.Module):
     D = x_BD.shape[-1]
     kernel_DK = self.param("kernel", nn.initializers.zeros, (D, self.classes))
     bias_K = self.param("bias", nn.initializers.constant(self.bias), (self.classes,))
-    return x_BD.astype(jnp.float32) @ kernel_DK + bias_K[None]
+    return dense(x_BD, kernel_DK, bias_K, "float32")

@@ -27,8 +27,8 @@ class SelfAttention(nn.Module):
     NK = (self.heads, D // self.heads)
     q, k, v = (_Projection((D,), NK, name=n)() for n in ("query", "key", "value"))
     kernel_NKD, bias_D = _Projection(NK, (D,), name="out")()
-    params = jax.tree.map(lambda p: p.astype(self.dtype), (q, k, v, (kernel_NKD, bias_D)))
-    return attention_lib.self_attention(x_BLD, *params, method=self.attention)
+    return attention_lib.self_attention(x_BLD.astype(self.dtype), q, k, v, (kernel_NKD, bias_D),
+                                        method=self.attention)
 
 
 class _Projection(nn.Module):
@@ -138,7 +138,7 @@ class ViT(nn.Module):
     x_BD = self._pool(x_BLD)
     if self.representation_size is not None:
       size = self.width if self.representation_size == "auto" else self.representation_size
-      x_BD = jnp.tanh(nn.Dense(size, name="pre_logits")(x_BD))
+      x_BD = jnp.tanh(layers.Dense(size, name="pre_logits")(x_BD))
     out["pre_logits"] = x_BD
     out["logits"] = layers.Head(self.num_classes, self.head_bias, name="head")(x_BD)
     return out["logits"], out
