@@ -23,7 +23,7 @@ class Context:
     apply: the model's, `apply({"params": p}, images, train=False) -> (logits, out)`.
     put: places a host batch (a dict of arrays with a common first dimension) on the devices.
     check: called between batches; raises to leave an evaluation early.
-    image_size: side of the images that the model takes, in pixels.
+    prepare: makes of a source the `pipeline.Prepared` examples that the model takes.
     upstream: the name of the pre-training data, its held-out examples (`pipeline.Prepared`), and
       the loss it is trained with, `loss(logits_BC, targets_BC) -> (B,)`.
     batch_size: examples a forward pass.
@@ -31,7 +31,7 @@ class Context:
   apply: Callable
   put: Callable[[dict], dict]
   check: Callable[[], None]
-  image_size: int
+  prepare: Callable
   upstream: tuple[str, Any, Callable]
   batch_size: int
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_transfer.data import pipeline
-from big_transfer.data import sources
 from big_transfer.data import tasks as tasks_lib
 from big_transfer.data import transforms
 from big_transfer.evaluators import ridge
@@ -55,7 +54,7 @@ def _extract(apply, layers):
 class _Probe:
   """One task made ready: the pool of drawn examples, each seed's draw within it, the test split."""
 
-  def __init__(self, task, image_size, shots, seeds):
+  def __init__(self, task, prepare, shots, seeds):
     self.task = task
     train, test = task.open("train"), task.open("test")
     if train.num_classes != test.num_classes:
@@ -66,12 +65,11 @@ class _Probe:
     counts = np.bincount(labels, minlength=self.classes)
     self.fewest = int(counts.min())
     self.draws = [draw(labels, self.classes, max(shots), seed) for seed in seeds]
-    pool = np.unique(np.concatenate([d for draws in self.draws for d in draws]))
+    self.pool = np.unique(np.concatenate([d for draws in self.draws for d in draws]))
     self.place = np.full(len(train), -1)
-    self.place[pool] = np.arange(len(pool))
-    self.labels = labels[pool]
-    self.train = pipeline.prepare(sources.subset(train, pool), image_size)
-    self.test = pipeline.prepare(test, image_size)
+    self.place[self.pool] = np.arange(len(self.pool))
+    self.labels = labels[self.pool]
+    self.train, self.test = prepare(train), prepare(test)
     if self.fewest < max(shots):
       warnings.warn(
           f"task {task.name!r}: its smallest class ({int(counts.argmin())}) has {self.fewest} "
@@ -106,19 +104,20 @@ class FewShot:
     self._context = context
     self._shots, self._seeds = sorted(set(shots)), tuple(seeds)
     self._l2, self._layers = tuple(l2), tuple(layers)
-    self._probes = [_Probe(tasks_lib.resolve(task), context.image_size, self._shots, self._seeds)
+    self._probes = [_Probe(tasks_lib.resolve(task), context.prepare, self._shots, self._seeds)
                     for task in tasks]
 
   def rows(self, params):
     for probe in self._probes:
-      train, test = self._features(params, probe.train), self._features(params, probe.test)
+      train = self._features(params, probe.train, probe.pool)
+      test = self._features(params, probe.test, np.arange(len(probe.test)))
       for layer in self._layers:
         yield from self._solve(probe, layer, train[layer], test[layer])
 
-  def _features(self, params, examples):
+  def _features(self, params, examples, indices):
     extract = _extract(self._context.apply, self._layers)
     parts = []
-    for batch in pipeline.batches(examples, np.arange(len(examples)), self._context.batch_size):
+    for batch in pipeline.batches(examples, indices, self._context.batch_size):
       self._context.check()
       parts.append((extract(params, self._context.put({"image": batch["image"]})["image"]),
                     int(batch["mask"].sum())))

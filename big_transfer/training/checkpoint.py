@@ -50,6 +50,21 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest)))
 
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace):
+    try:
+      self.close()
+    except CheckpointError as e:
+      if error is None:
+        raise
+      error.add_note(str(e))  # what went wrong first is told first
+
+  def latest(self):
+    """The newest step saved, None if there is none."""
+    return self._manager.latest_step()
+
   def save(self, state, meta):
     """Starts saving `state` (a TrainState) and `meta` (a JSON-able dict); returns at once.
 
@@ -67,7 +82,7 @@ class Checkpoints:
     """Returns when nothing is being saved; raises what the save raised."""
     try:
       self._manager.wait_until_finished()
-    except OSError as e:
+    except Exception as e:  # of many kinds, from a thread of Orbax's
       raise CheckpointError(
           f"checkpoint {self._saving} could not be written to {self._folder}: {e}. Free space or "
           "mend the permissions, then start the same command again: it continues from the last "

@@ -3,6 +3,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from big_transfer.data import transforms
 from big_transfer.training import optim
 
 
@@ -71,10 +72,10 @@ def make_train_step(apply, objective, tx, prepare, accumulate=1):
     return jax.tree.map(lambda x: x / accumulate, total)
 
   def train_step(state, batch, hparams):
-    key = jax.random.fold_in(jax.random.key(hparams["seed"]), state.step)
-    keys_B = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(batch["slot"])
-    grads, measures = gradients(
-        state.params, prepare(keys_B, batch, hparams), jax.random.fold_in(key, -1), hparams)
+    key, dropout = jax.random.split(jax.random.key(hparams["seed"]))
+    keys_B = transforms.slot_keys(key, state.step, batch["slot"])
+    grads, measures = gradients(state.params, prepare(keys_B, batch, hparams),
+                                jax.random.fold_in(dropout, state.step), hparams)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, hparams=hparams["optim"])
     params = jax.tree.map(jnp.add, state.params, updates)
     measures = {**measures, "l2_gradients": optim.global_norm(grads),

@@ -1,0 +1,375 @@
+"""One run: pre-train a model, probe it as it trains, leave a record.
+
+    python -m big_transfer.train --config configs/pretrain/cifar10.py --workdir runs/first \\
+        --config.total_steps=1000
+
+or, from Python, `train(config, "runs/first")`. The same command continues a run that was stopped,
+to the bit. The folder it leaves is described in `runs/records.py`, the config in `Settings`.
+"""
+import argparse
+import collections
+import dataclasses
+import platform
+import sys
+import time
+from typing import Mapping
+
+from clu import parameter_overview
+import flax
+import jax
+import numpy as np
+import optax
+
+import big_transfer
+from big_transfer import evaluators
+from big_transfer.data import pipeline
+from big_transfer.data import tasks
+from big_transfer.data import transforms
+from big_transfer.runs import configuring
+from big_transfer.runs import records
+from big_transfer.training import checkpoint
+from big_transfer.training import interrupts as interrupts_lib
+from big_transfer.training import optim
+from big_transfer.training import program as program_lib
+from big_transfer.training import progress as progress_lib
+from big_transfer.training import schedules
+from big_transfer.training import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The keys of a config.
+
+  Attributes:
+    model: `name` (vit, mixer, resnet), perhaps `variant`, and arguments of `models.build`.
+    upstream: the pre-training data: `name` of a task in `data.tasks`, or a new name with the
+      fields of `data.tasks.Task` (`source`, `train`, `test`, `options`).
+    optim: `lr` (the peak), `rules` (ordered `(regex, {"lr", "wd"})`), `schedule` (arguments of
+      `schedules.unit_schedule`) and the other arguments of `optim.build`.
+    total_steps: length of training, in steps.
+    batch_size: examples a step, over all devices.
+    eval_batch_size: examples a forward pass of the evaluators, over all devices.
+    image_size: side of the images, in pixels.
+    fit: how an image is brought to that size, see `pipeline.prepare`.
+    evals: `{name: {...}}`, see `evaluators`.
+    loss: "sigmoid_xent" or "softmax_xent".
+    label_smoothing: in [0, 1).
+    augment: `crop_padding` and `flip`, done within the step; `mixup` (α of its Beta distribution;
+      without the key it isn't even compiled); `inception_crop`, done on the host, for large data.
+    accumulate: micro-batches a step.
+    seed: of initial parameters, order of the data and augmentation.
+    mesh: `{"data": devices}`, -1 for all.
+    log_every: steps between rows of the training loss.
+    checkpoint: `every` (steps) and `keep` (how many).
+  """
+  model: Mapping
+  upstream: Mapping
+  optim: Mapping
+  total_steps: int
+  batch_size: int
+  image_size: int
+  evals: Mapping
+  eval_batch_size: int = 256
+  fit: str = "squash"
+  loss: str = "sigmoid_xent"
+  label_smoothing: float = 0.0
+  augment: Mapping = dataclasses.field(default_factory=dict)
+  accumulate: int = 1
+  seed: int = 0
+  mesh: Mapping = dataclasses.field(default_factory=lambda: {"data": -1})
+  log_every: int = 50
+  checkpoint: Mapping = dataclasses.field(default_factory=dict)
+
+
+class NonFiniteError(ArithmeticError):
+  """Training diverged; the message says when and what to turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saving:
+  """The section `checkpoint` of a config: steps between saves (default: only at the end)."""
+  every: int | None = None
+  keep: int = 2
+
+  def due(self, step, total_steps):
+    return step == total_steps or bool(self.every and step and step % self.every == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What a run is made of, once its settings are read."""
+  settings: Settings
+  program: program_lib.Program
+  optimiser: optim.Optimiser
+  schedule: np.ndarray
+  upstream: tasks.Task
+  train: pipeline.Prepared
+  test: pipeline.Prepared
+  evaluators: list
+  saving: _Saving
+
+  def hparams(self, step):
+    """The arrays that the step takes beside state and batch."""
+    s = self.settings
+    rate = self.optimiser.hparams["lr"] * self.schedule[step]
+    return {"seed": np.uint32(s.seed), "optim": {**self.optimiser.hparams, "lr": rate},
+            "label_smoothing": np.float32(s.label_smoothing),
+            "mixup": np.float32(s.augment.get("mixup", 0.0))}
+
+  def batches(self, step):
+    """The training batches of this process from `step` on."""
+    s, augment = self.settings, None
+    if s.augment.get("inception_crop"):
+      augment = transforms.inception_crop(s.image_size)
+    return pipeline.train_batches(
+        self.train, batch_size=s.batch_size, seed=s.seed, step=step, augment=augment,
+        process=(jax.process_index(), jax.process_count()))
+
+
+def train(config, workdir, *, name="", overrides=None, allow_changes=False):
+  """Trains, evaluates and records one run, or continues it.
+
+  Args:
+    config: ConfigDict or mapping, see `Settings`.
+    workdir: the run's folder; made if it isn't there.
+    name: what people call it; goes into run.json, as do
+    overrides: by what it differs from its base config.
+    allow_changes: continue a run whose length, logging or saving is not what it was.
+
+  Returns:
+    The content of run.json; its `status` is "finished", or "interrupted" after SIGINT or SIGTERM
+    (then `signal` is the signal's number).
+
+  Raises:
+    ValueError: the config, the data or the workdir is not as it should be.
+    NonFiniteError: loss, gradients or parameters became infinite or NaN.
+
+  Example:
+    train(configuring.load("configs/pretrain/fractals.py"), "runs/first")
+  """
+  config = configuring.plain(config)
+  with records.Record(workdir) as record, interrupts_lib.Interrupts() as interrupts:
+    if _is_done(record, config, allow_changes):
+      print(f"{record.folder} is finished already; nothing to do", flush=True)
+      return record.update_run()
+    started = time.time()
+    run = _prepare(configuring.build(Settings, config, ""), interrupts.check)
+    total_steps = run.settings.total_steps
+    before = record.update_run(
+        id=configuring.identity("run", config, configuring.OPERATIONAL), name=name,
+        overrides=overrides or {}, status="running", error=None, signal=None, **_facts(run))
+    clock = collections.Counter(before.get("timings", {}))
+    try:
+      with checkpoint.Checkpoints(record.folder / "checkpoints", run.saving.keep) as checkpoints:
+        state, evaluated = _start(run, checkpoints, record)
+        step = int(state.step)
+        batches = run.batches(step)
+        progress = progress_lib.Progress(total_steps, step, run.settings.batch_size)
+        clock["start"] += time.time() - started
+        in_flight = collections.deque()
+        while True:
+          if not evaluated:
+            evaluated = _evaluate(run, state, step, record, progress, clock)
+          last = step == total_steps
+          if interrupts.signal or run.saving.due(step, total_steps):
+            _save(run, checkpoints, state, record, evaluated)
+          if interrupts.signal or last:
+            break
+          batch = sharding.put_batch(next(batches), run.program.mesh)
+          state, measures = run.program.step(state, batch, run.hparams(step))
+          step, evaluated = step + 1, False
+          in_flight.append(measures)  # bounds how far this process runs ahead of its devices
+          if len(in_flight) > 2:
+            jax.block_until_ready(in_flight.popleft())
+          if step % run.settings.log_every == 0 or step == total_steps:
+            _log(run, state, step, measures, record, progress, checkpoints)
+        batches.close()
+    except Exception as e:
+      record.update_run(status="failed", error=f"{type(e).__name__}: {e}")
+      raise
+    clock["wall"] += time.time() - started
+    stopped = bool(interrupts.signal) and not last
+    progress.end(f"stopped by {interrupts.signal} at step {step} of {total_steps}, saved; the "
+                 "same command continues" if stopped else f"finished {total_steps} steps")
+    return record.update_run(
+        status="interrupted" if stopped else "finished", step=step,
+        signal=interrupts.number if stopped else None, wall_seconds=clock["wall"],
+        timings=dict(clock), examples_seen=step * run.settings.batch_size)
+
+
+def program_key(config):
+  """Returns text that is equal for configs whose runs can share compiled programs."""
+  settings = configuring.build(Settings, configuring.plain(config), "")
+  return configuring.canonical([
+      _program_arguments(settings), settings.upstream, settings.evals, settings.batch_size])
+
+
+def _is_done(record, config, allow_changes):
+  """Compares with the config that the folder was begun with; writes it where it may change."""
+  old = record.read_config() or config
+  may_differ = configuring.OPERATIONAL if allow_changes else ()
+  if changed := configuring.differences(old, config, ignore=may_differ):
+    raise configuring.ConfigError(
+        f"{record.folder} was begun with another config:\n  " + "\n  ".join(changed) +
+        "\nUse another --workdir, or the old values. Length, logging and saving alone "
+        f"({', '.join(configuring.OPERATIONAL)}) may change, with --allow_changes")
+  record.write_config(config)
+  run = record.update_run()
+  return run.get("status") == "finished" and run["step"] == config.get("total_steps")
+
+
+def _prepare(settings, stop_check):
+  """Opens the data and builds program, optimiser, schedule and evaluators."""
+  build = configuring.build
+  _check_numbers(settings)
+  upstream = tasks.resolve(settings.upstream)
+
+  def prepare(source):
+    return pipeline.prepare(source, settings.image_size, fit=settings.fit)
+
+  train_examples, test = prepare(upstream.open("train")), prepare(upstream.open("test"))
+  program = program_lib.build(classes=train_examples.num_classes, **_program_arguments(settings))
+  context = evaluators.Context(
+      apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
+      check=stop_check, prepare=prepare, upstream=(upstream.name, test, program.loss),
+      batch_size=settings.eval_batch_size)
+  optimiser = dict(settings.optim)
+  schedule = build(schedules.unit_schedule, optimiser.pop("schedule", {}), "optim.schedule",
+                   total_steps=settings.total_steps)
+  saving = build(_Saving, settings.checkpoint, "checkpoint")
+  return _Run(
+      settings=settings, program=program, schedule=schedule, saving=saving, upstream=upstream,
+      train=train_examples, test=test,
+      optimiser=build(optim.build, optimiser, "optim", names=program.names),
+      evaluators=evaluators.build(settings.evals, context, build))
+
+
+def _program_arguments(settings):
+  """What a program is compiled from, but the number of classes."""
+  optimiser = {k: v for k, v in settings.optim.items() if k not in ("lr", "rules", "schedule")}
+  augment = {k: v for k, v in settings.augment.items() if k not in ("mixup", "inception_crop")}
+  return dict(
+      model=settings.model, image_size=settings.image_size, optimiser=optimiser,
+      patterns=[pattern for pattern, _ in settings.optim["rules"]], loss=settings.loss,
+      augment=augment, mixup="mixup" in settings.augment, accumulate=settings.accumulate,
+      mesh=settings.mesh)
+
+
+def _check_numbers(settings):
+  for key in ("total_steps", "batch_size", "eval_batch_size", "image_size", "accumulate",
+              "log_every"):
+    value = getattr(settings, key)
+    if not isinstance(value, int) or value < 1:
+      raise configuring.ConfigError(
+          f"config key '{key}' is {value!r}: expected a whole number, at least 1")
+  devices = jax.device_count()
+  if settings.batch_size % (devices * settings.accumulate):
+    raise configuring.ConfigError(
+        f"config key 'batch_size' is {settings.batch_size}: expected a multiple of "
+        f"{devices * settings.accumulate}, {devices} devices × {settings.accumulate} micro-batches")
+  if settings.eval_batch_size % devices:
+    raise configuring.ConfigError(f"config key 'eval_batch_size' is {settings.eval_batch_size}: "
+                                  f"expected a multiple of {devices}, the number of devices")
+
+
+def _start(run, checkpoints, record):
+  """Returns the state to go on from, and whether it was evaluated already."""
+  restored = checkpoints.restore(run.program.like)
+  if restored is None:
+    record.truncate(0)
+    state = run.program.init(np.uint32(run.settings.seed))
+    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(run.optimiser.table, flush=True)
+    return state, False
+  state, meta = restored
+  discarded = record.truncate(meta["metrics_bytes"])
+  print(f"continuing from step {int(state.step)}" + (
+      f"; {discarded} rows beyond it moved to {records.DISCARDED}" if discarded else ""), flush=True)
+  return state, meta["evaluated"]
+
+
+def _evaluate(run, state, step, record, progress, clock):
+  """Runs the evaluators that are due; returns False if a signal cut them short."""
+  rows = []
+  for item in run.evaluators:
+    if item.due(step, run.settings.total_steps):
+      began = time.time()
+      try:
+        rows += item.run(state.params, step)
+      except interrupts_lib.Interrupted:
+        return False  # none of this step's rows are kept: all are measured again on resuming
+      clock[f"evaluate {item.name}"] += time.time() - began
+      progress.evaluated(item.name, item.every, time.time() - began)
+  examples = step * run.settings.batch_size
+  record.append({"step": step, "examples": examples, **row} for row in rows)
+  return True
+
+
+def _save(run, checkpoints, state, record, evaluated):
+  _raise_if_bad(run, state, checkpoints)
+  checkpoints.save(state, {"metrics_bytes": record.length(), "evaluated": evaluated})
+
+
+def _log(run, state, step, measures, record, progress, checkpoints):
+  """Writes the measures of the step just done and shows how far the run is."""
+  measures = {key: float(value) for key, value in measures.items()}
+  record.append(
+      {"step": step, "examples": step * run.settings.batch_size, "evaluator": "train",
+       "task": run.upstream.name, "split": "train", "metric": key, "value": value}
+      for key, value in measures.items())
+  _raise_if_bad(run, state, checkpoints)
+  progress.show(step, measures["loss"])
+
+
+def _raise_if_bad(run, state, checkpoints):
+  bad = int(state.bad_step)
+  if bad >= 0:
+    saved = checkpoints.latest()
+    rate = float(run.hparams(bad)["optim"]["lr"])
+    raise NonFiniteError(
+        f"loss, gradients or parameters became infinite or NaN in step {bad} (learning rate there "
+        f"{rate:.3g}). What was written stays; the last good checkpoint is "
+        f"{'that of step %d' % saved if saved else 'none yet'}. Likely knobs: a lower optim.lr, a "
+        f"longer optim.schedule.warmup_steps, optim.clip (now {run.settings.optim.get('clip', 1.0)}"
+        "), model.dtype=float32; then start in a new workdir")
+
+
+def _facts(run):
+  """The fields of run.json that are known before the first step."""
+  s, p = run.settings, run.program
+  return dict(
+      model={"family": s.model["name"], "label": p.label, **s.model}, parameters=p.parameters,
+      flops_per_example=p.flops, seed=s.seed, batch_size=s.batch_size, total_steps=s.total_steps,
+      upstream={"name": run.upstream.name, "classes": run.train.num_classes,
+                "train_examples": len(run.train), "test_examples": len(run.test)},
+      device={"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind,
+              "count": jax.device_count()},
+      versions={"big_transfer": big_transfer.__version__, "python": platform.python_version(),
+                **{m.__name__: m.__version__ for m in (jax, flax, optax, np)}})
+
+
+def main(argv=None):
+  """The command; see the module."""
+  texts, others = configuring.split_arguments(sys.argv[1:] if argv is None else argv)
+  parser = argparse.ArgumentParser(
+      prog="python -m big_transfer.train", description=__doc__.split("\n", maxsplit=1)[0],
+      epilog="Any key of the config can be set: --config.optim.lr=3e-4 "
+             "'--config.optim.rules[0][1].wd=1.0'")
+  parser.add_argument("--config", required=True, help="configs/….py or configs/….py:argument")
+  parser.add_argument("--workdir", required=True, help="the run's folder; made or continued")
+  parser.add_argument("--allow_changes", action="store_true",
+                      help="continue though length, logging or saving was changed")
+  args = parser.parse_args(others)
+  try:
+    config = configuring.load(args.config)
+    overrides = configuring.parse_values(config, texts)
+    run = train(configuring.override(config, overrides), args.workdir, name=args.config,
+                overrides=overrides, allow_changes=args.allow_changes)
+  except (ValueError, OSError, ArithmeticError) as e:
+    sys.exit(f"error: {e}" + "".join(f"\n  {note}" for note in getattr(e, "__notes__", ())))
+  if run["status"] == "interrupted":
+    sys.exit(128 + run["signal"])
+
+
+if __name__ == "__main__":
+  main()

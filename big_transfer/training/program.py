@@ -1,0 +1,108 @@
+"""What is compiled once and serves every run that differs only in array-valued settings."""
+import functools
+import json
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_transfer import models
+from big_transfer import trees
+from big_transfer.data import transforms
+from big_transfer.models import shapes
+from big_transfer.training import objectives
+from big_transfer.training import optim
+from big_transfer.training import sharding
+from big_transfer.training import step as step_lib
+
+
+class Program(NamedTuple):
+  """A model, its objective and its optimiser, compiled for a mesh.
+
+  Attributes:
+    apply: the model's.
+    label: the model's name for people.
+    parameters: their number.
+    flops: forward FLOPs an example.
+    names: of all parameters.
+    mesh: over which it runs.
+    init: `init(seed) -> TrainState`, jitted, sharded.
+    like: the TrainState as shapes with shardings.
+    step: `step(state, batch, hparams) -> (state, measures)`, jitted; `state` is donated.
+    loss: `loss(logits_BC, targets_BC) -> (B,)`.
+  """
+  apply: Callable
+  label: str
+  parameters: int
+  flops: int
+  names: list
+  mesh: Any
+  init: Callable
+  like: Any
+  step: Callable
+  loss: Callable
+
+
+def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mixup, accumulate,
+          mesh):
+  """Builds a program, or returns the one built before from equal settings.
+
+  Args:
+    model: arguments of `models.build`.
+    classes: outputs of the head.
+    image_size: side of the images, in pixels.
+    optimiser: arguments of `optim.build` other than `names`, `rules` and `lr`.
+    patterns: the regexes of the optimiser's rules; their values are not part of the program.
+    loss: a key of `objectives.LOSSES`.
+    augment: arguments of `transforms.augment`.
+    mixup: whether the step mixes examples, by `hparams["mixup"]`.
+    accumulate: micro-batches a step.
+    mesh: `{axis: size}`.
+  """
+  return _build(json.dumps(dict(model=model, classes=classes, image_size=image_size,
+                                optimiser=optimiser, patterns=patterns, loss=loss,
+                                augment=augment, mixup=mixup, accumulate=accumulate, mesh=mesh)))
+
+
+@functools.lru_cache(maxsize=8)
+def _build(text):
+  settings = json.loads(text)
+  variant = settings["model"].pop("variant", None)
+  name = settings["model"].pop("name")
+  module = models.build(name, variant, num_classes=settings["classes"], **settings["model"])
+  image_shape = (settings["image_size"], settings["image_size"], 3)
+  mesh = sharding.make_mesh(settings["mesh"])
+  params = jax.eval_shape(
+      module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  names = list(trees.flatten(params["params"]))
+  tx = optim.build(names, [(pattern, {}) for pattern in settings["patterns"]], lr=0.0,
+                   **settings["optimiser"]).tx
+
+  def prepare(keys_B, batch, hparams):
+    images = transforms.augment(keys_B, batch["image"], **settings["augment"])
+    targets = objectives.one_hot(batch["label"], settings["classes"])
+    if settings["mixup"]:
+      images, targets = transforms.mixup(keys_B, images, targets, hparams["mixup"])
+    return {"image": images, "target": targets}
+
+  init = step_lib.make_init(module, image_shape, tx)
+  step = step_lib.make_train_step(
+      module.apply, objectives.classification(settings["loss"]), tx, prepare,
+      settings["accumulate"])
+  everywhere, split = sharding.replicated(mesh), sharding.batched(mesh)
+  like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+      jax.eval_shape(init, np.uint32(0)))
+  return Program(
+      apply=module.apply,
+      label=models.label(name, variant, module),
+      parameters=shapes.count_parameters(module, image_shape),
+      flops=shapes.flops_per_example(module, image_shape),
+      names=names,
+      mesh=mesh,
+      init=jax.jit(init, out_shardings=everywhere),
+      like=like,
+      step=jax.jit(step, in_shardings=(everywhere, split, everywhere),
+                   out_shardings=everywhere, donate_argnums=0),
+      loss=objectives.LOSSES[settings["loss"]])

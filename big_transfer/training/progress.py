@@ -1,0 +1,51 @@
+"""The live line of a run: step, loss, examples a second, time left."""
+import sys
+import time
+
+
+class Progress:
+  """Shows how far a run is; on a terminal on one line, else a line a time.
+
+  Args:
+    total_steps: of the run.
+    step: where it starts or continues.
+    batch_size: examples a step.
+  """
+
+  def __init__(self, total_steps, step, batch_size):
+    self._total, self._batch_size = total_steps, batch_size
+    self._last = (time.time(), step)
+    self._rate = None  # steps a second, of the last stretch without evaluations
+    self._evaluations = {}
+    self._live = sys.stdout.isatty()
+
+  def evaluated(self, name, every, seconds):
+    """Tells of an evaluation, whose time is not training's."""
+    self._evaluations[name] = (every, seconds)
+    self._last = (self._last[0] + seconds, self._last[1])
+
+  def show(self, step, loss):
+    """Prints the line."""
+    now = time.time()
+    began, begin = self._last
+    self._rate = (step - begin) / max(now - began, 1e-6)
+    self._last = (now, step)
+    line = (f"step {step}/{self._total} · loss {loss:.4g} · "
+            f"{self._rate * self._batch_size:,.0f} examples/s · {_clock(self._left(step))} left")
+    print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+
+  def end(self, text):
+    """Prints the last word."""
+    print(f"\n{text}" if self._live else text, flush=True)
+
+  def _left(self, step):
+    left = (self._total - step) / self._rate
+    for every, seconds in self._evaluations.values():
+      left += seconds * (-(-self._total // every) - step // every)
+    return left
+
+
+def _clock(seconds):
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
