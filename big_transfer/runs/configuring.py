@@ -74,8 +74,8 @@ def load_sweep(spec: str) -> tuple[str, ConfigDict, list[dict[str, Any]]]:
   base = _get_config(module, path, argument)
   get_sweep = getattr(module, "get_sweep", None)
   if not callable(get_sweep):
-    raise ConfigError(f"sweep file '{path}' has no get_sweep(): expected a function that yields "
-                      "dicts of overrides, such as {'optim.lr': 1e-3}")
+    raise ConfigError(f"sweep file '{path}' has no get_sweep(): expected it to yield dicts of "
+                      "overrides, such as {'optim.lr': 1e-3}")
   takes_argument = bool(inspect.signature(get_sweep).parameters)
   given = _call(get_sweep, path, argument if takes_argument else None)
   if not isinstance(given, Iterable) or isinstance(given, (str, Mapping)):
@@ -91,8 +91,8 @@ def load_sweep(spec: str) -> tuple[str, ConfigDict, list[dict[str, Any]]]:
     seen[key] = index
     trials.append(trial)
   if not trials:
-    raise ConfigError(f"sweep '{path}' has no trials: get_sweep() yielded nothing; expected at "
-                      "least one dict of overrides ({} runs the base config itself)")
+    raise ConfigError(f"sweep '{path}' has no trials: get_sweep() yielded nothing; expected dicts "
+                      "of overrides ({} runs the base config itself)")
   return path.stem + (f":{argument}" if argument is not None else ""), base, trials
 
 
@@ -115,11 +115,8 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 def split_arguments(argv: Sequence[str], flag: str = "config") -> tuple[dict[str, str], list[str]]:
   """Takes the `--config.key=value` arguments out of a command line.
 
-  Returns:
-    Path → text, for `parse_values`, and the other arguments in their order.
-
-  Raises:
-    ConfigError: such an argument has no value.
+  Returns path → text, for `parse_values`, and the other arguments in their order; raises
+  ConfigError if such an argument has no value.
   """
   texts, others = {}, []
   arguments = iter(argv)
@@ -139,8 +136,8 @@ def split_arguments(argv: Sequence[str], flag: str = "config") -> tuple[dict[str
 def parse_values(config: ConfigDict, texts: Mapping[str, str]) -> dict[str, Any]:
   """Reads values typed on a command line as what stands in `config` at their paths.
 
-  Where a string stands the text is taken as it is, else as a Python literal (`1e-3`, `(1, 5)`,
-  `None`, `true`); where nothing stands (None), a text that is no literal is a string.
+  Where text stands it is taken as it is (but for `None`), else as a Python literal: `1e-3`,
+  `(1, 5)`, `true`; where nothing stands (None), what is no literal is text.
 
   Raises:
     ConfigError: an unknown key, or a text that isn't of the type of the value it replaces.
@@ -170,12 +167,13 @@ def build(function: Callable, section: Mapping | None, where: str, **given) -> A
   """
   section = {} if section is None else {key: section[key] for key in section}
   prefix = f"{where}." if where else ""
-  parameters = {name: p for name, p in inspect.signature(function).parameters.items()
+  signature = inspect.signature(function).parameters
+  parameters = {name: p for name, p in signature.items()
                 if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
   if any(base.__module__.startswith("flax.") for base in getattr(function, "__mro__", ())):
     # Linen adds these to every module; they place it in a tree and are no setting of ours.
     parameters = {n: p for n, p in parameters.items() if n not in ("parent", "name")}
-  open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+  open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
   expected = [name for name in parameters if name not in given]
   for key in section:
     if key in given:
@@ -226,8 +224,7 @@ def plain(tree: Any, where: str = "", finite: bool = True) -> Any:
     raise ConfigError(f"config key '{where}' is {tree}: expected a finite number, or None for "
                       "'no limit'")
   raise ConfigError(f"config key '{where}' holds {type(tree).__name__} {tree!r}: expected text, "
-                    "numbers, booleans, None, or lists and dicts of them; name the thing by a "
-                    "string and look it up in the code")
+                    "numbers, booleans, None, or lists and dicts of them; name things by strings")
 
 
 def differences(old: Mapping, new: Mapping, ignore: Sequence[str] = ()) -> list[str]:
@@ -257,10 +254,10 @@ def identity(name: str, mapping: Mapping[str, Any], ignore: Sequence[str] = ()) 
 
   Args:
     name: such as a base config's.
-    mapping: path → value.
+    mapping: path → value, or a whole config: a section and its paths are the same thing here.
     ignore: patterns of paths to leave out, such as HOUSEKEEPING.
   """
-  kept = {path: value for path, value in mapping.items() if not _matches(path, ignore)}
+  kept = {path: value for path, value in _leaves(plain(mapping)) if not _matches(path, ignore)}
   return hashlib.sha256(canonical([name, kept]).encode()).hexdigest()[:12]
 
 
@@ -290,8 +287,7 @@ def _module(path):
 def _get_config(module, path, argument):
   get_config = getattr(module, "get_config", None)
   if not callable(get_config):
-    raise ConfigError(f"config file '{path}' has no get_config(): expected a function that returns "
-                      "a ml_collections.ConfigDict")
+    raise ConfigError(f"config file '{path}' has no get_config(): expected it to return a config")
   config = _call(get_config, path, argument)
   if not isinstance(config, ConfigDict):
     raise ConfigError(f"get_config() of '{path}' returned {type(config).__name__}: expected a "
@@ -342,6 +338,7 @@ def _trial(base, overrides, where):
 
 
 def _read_back(config, overrides):
+  """Returns the overrides with the values that the overridden config holds."""
   changed = override(config, overrides)
   return {path: _value(changed, path) for path in overrides}
 
@@ -357,8 +354,7 @@ def _parts(path):
   try:
     return config_path.split(path)
   except (ValueError, TypeError):
-    raise ConfigError(f"config path {path!r} can't be read: expected one like 'optim.lr' or "
-                      "'optim.rules[0][1].wd'") from None
+    raise ConfigError(f"config path {path!r} can't be read: expected one like 'optim.lr'") from None
 
 
 def _child(node, key, path, config):
@@ -403,10 +399,9 @@ def _as_type(old, new, path):
     new = new.to_dict()
   if old is None or new is None:
     return new
-  if isinstance(old, Mapping | ConfigDict) and isinstance(new, Mapping):
-    return type(old)(new)
-  if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
-    return type(old)(new)
+  for kind in ((Mapping, ConfigDict), (list, tuple)):
+    if isinstance(old, kind) and isinstance(new, kind):
+      return type(old)(new)
   if isinstance(old, bool) == isinstance(new, bool):
     if isinstance(old, float) and isinstance(new, numbers.Real):
       return float(new)
@@ -414,14 +409,9 @@ def _as_type(old, new, path):
       return int(new)
     if isinstance(new, type(old)):
       return new
-  raise ConfigError(f"config key '{path}' expects {_type_name(old)}, like {plain(old)!r}; "
-                    f"got {new!r}")
-
-
-def _type_name(value):
-  names = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
-           list: "a list", tuple: "a list"}
-  return names.get(type(value), "a mapping")
+  kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+          list: "a list", tuple: "a list"}.get(type(old), "a mapping")
+  raise ConfigError(f"config key '{path}' expects {kind}, like {plain(old)!r}; got {new!r}")
 
 
 def _leaves(tree, path=""):

@@ -122,7 +122,7 @@ class _Worker:
   """A worker process as its employer sees it."""
 
   def __init__(self, function, cores):
-    self.cores = cores
+    self.cores, self.cold = cores, True
     context = multiprocessing.get_context("spawn")
     self.connection, theirs = context.Pipe()
     self.process = context.Process(target=_work, args=(theirs, function))
@@ -278,9 +278,10 @@ class _Crew:
       hint = " (out of memory?)" if code == -signal.SIGKILL else ""
       self._failed(worker.task, f"its worker process {why}{hint}", stopping)
     elif not worker.ready and not stopping:
-      raise EngineError(f"a worker process can't start (exit code {code}): is the function "
-                        f"'{self.function.__module__}.{self.function.__qualname__}' importable, and "
-                        "does the main script start its work under `if __name__ == '__main__'`?")
+      name = f"{self.function.__module__}.{self.function.__qualname__}"
+      raise EngineError(f"a worker process can't start (exit code {code}): is the function '{name}' "
+                        "importable, and does the main script start its work under "
+                        "`if __name__ == '__main__'`?")
 
   def _failed(self, task, error, stopping):
     outcome = self.outcomes[task.key]

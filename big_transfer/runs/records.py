@@ -118,7 +118,7 @@ class Record:
 
   def read_config(self) -> dict[str, Any] | None:
     """Returns the content of config.json, None if the run has none yet."""
-    return _read_json(self._path(CONFIG)) if self._path(CONFIG).exists() else None
+    return read_config(self.folder) if self._path(CONFIG).exists() else None
 
   def update_run(self, **fields) -> dict[str, Any]:
     """Sets fields of run.json, leaving the others, and returns all of them.
@@ -200,6 +200,11 @@ class Record:
     self._metrics.seek(len(data))
     if data and not data.endswith(b"\n"):
       self.truncate(data.rfind(b"\n") + 1)
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+  """Returns the content of a folder's config.json; raises as `read_run` does."""
+  return _read_json(pathlib.Path(folder) / CONFIG)
 
 
 def read_run(folder: str | os.PathLike) -> dict[str, Any]:

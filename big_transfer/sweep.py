@@ -1,0 +1,304 @@
+"""Many runs: the trials of a sweep file, as local processes.
+
+    python -m big_transfer.sweep --sweep configs/quickstart.py --workdir runs/quickstart --jobs 2
+
+Each trial trains in a folder of its own under `--workdir`, named by a hash of the base config's
+name and of what the trial overrides, without the keys of logging and saving. The rest of the base
+config has no part in it, so that a setting the base gains later leaves finished trials where they
+are. Running the command again skips what is finished, continues what isn't, and tries again what
+failed. `--config.key=value` changes the base config, and counts as an override of every trial.
+
+Workers divide the cores. On an accelerator, which takes one process at a time, use `--jobs 1`.
+
+Exit codes: 0 all finished, 1 some failed, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
+"""
+import argparse
+import collections
+import dataclasses
+import os
+import pathlib
+import signal
+import sys
+import time
+from typing import Any, Callable, Mapping, Sequence, TextIO
+
+from big_transfer.runs import configuring
+from big_transfer.runs import engines
+from big_transfer.runs import records
+
+LOG = "log.txt"
+# How often progress is printed where there is no terminal to rewrite a line on.
+PRINT_SECONDS = 5.0
+# How much of a failed trial's log the summary shows.
+TAIL_LINES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """One run of a sweep.
+
+  Attributes:
+    name: its overrides, for people.
+    folder: its run folder, absolute.
+    config: its config, plain.
+    overrides: path → value, those of the command line included.
+    finished: whether it had finished before.
+  """
+  name: str
+  folder: pathlib.Path
+  config: dict[str, Any]
+  overrides: dict[str, Any]
+  finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What became of a sweep; `signal` is the number of what stopped it, if anything did."""
+  trials: list[Trial]
+  outcomes: list[engines.Outcome]
+  signal: int | None
+
+  def having(self, status: str) -> list[engines.Outcome]:
+    """Returns the outcomes with a status: "done", "failed" or "unfinished"."""
+    return [outcome for outcome in self.outcomes if outcome.status == status]
+
+
+def run_trial(payload: Mapping[str, Any]) -> dict[str, Any]:
+  """Trains one trial, in a worker; returns the content of its run.json.
+
+  Raises:
+    RuntimeError: it stopped before its end.
+  """
+  from big_transfer import train  # here, since only a worker's cores are bound before jax starts
+  # Logging and saving may have changed since the trial began; `trials_of` saw that no more has.
+  run = train.train(**payload, allow_changes=True)
+  if run["status"] != "finished":
+    raise RuntimeError(f"training stopped early: {run['status']}")
+  return run
+
+
+def program_of(config: Mapping[str, Any]) -> str:
+  """Returns a key that trials with the same compiled programs have in common."""
+  from big_transfer import train  # here, so that a sweep with nothing left to do answers at once
+  return train.program_key(config)
+
+
+def trials_of(spec: str, workdir: str | os.PathLike,
+              texts: Mapping[str, str] | None = None) -> list[Trial]:
+  """Returns the trials of a sweep file, in its order.
+
+  Args:
+    spec: "path/to/sweep.py" or "path/to/sweep.py:arg".
+    workdir: the folder of their folders.
+    texts: path → text of the command line's changes to the base config.
+
+  Raises:
+    ConfigError: as `configuring.load_sweep`; or a key both varied and on the command line, two
+      trials that differ in logging and saving only, a folder whose recorded config differs.
+  """
+  name, base, given = configuring.load_sweep(spec)
+  common = configuring.parse_values(base, texts or {})
+  base = configuring.override(base, common)
+  root = pathlib.Path(workdir).expanduser().absolute()
+  trials, names = [], {}
+  for varied in given:
+    both = sorted(common.keys() & varied.keys())
+    if both:
+      raise configuring.ConfigError(f"config key '{both[0]}' is varied by the sweep '{spec}': take "
+                                    "it off the command line, or edit the sweep")
+    overrides = common | varied
+    key = configuring.identity(name, overrides, configuring.HOUSEKEEPING)
+    label = _label(varied)
+    if key in names:
+      raise configuring.ConfigError(f"trials '{names[key]}' and '{label}' of sweep '{spec}' differ "
+                                    "only in logging or saving: they would be the same run")
+    names[key] = label
+    config = configuring.plain(configuring.override(base, varied))
+    trials.append(Trial(label, root / key, config, overrides, _finished(root / key, config, label)))
+  return trials
+
+
+def sweep(
+    spec: str,
+    workdir: str | os.PathLike,
+    jobs: int | None = None,
+    *,
+    retries: int = 1,
+    texts: Mapping[str, str] | None = None,
+    function: Callable[[dict[str, Any]], Any] = run_trial,
+    group_of: Callable[[dict[str, Any]], str] = program_of,
+    out: TextIO | None = None,
+) -> Result:
+  """Runs what isn't finished of a sweep, telling how far it is.
+
+  Args:
+    spec: "path/to/sweep.py" or "path/to/sweep.py:arg".
+    workdir: the folder of the trials' folders.
+    jobs: worker processes; by default as many as cores this process may use.
+    retries: further attempts for a trial that fails.
+    texts: path → text of changes to the base config, as on the command line.
+    function: what runs a trial, importable; called with `config`, `workdir`, `name`, `overrides`
+      in one dict.
+    group_of: config → key that trials with the same compiled programs have in common.
+    out: where progress and summary go; standard output by default.
+
+  Raises:
+    ConfigError: see `trials_of`, or a trial that `group_of` refuses, named.
+    ValueError: jobs or retries out of range.
+    EngineError: workers can't be started.
+  """
+  started = time.monotonic()
+  trials = trials_of(spec, workdir, texts)
+  todo = [trial for trial in trials if not trial.finished]
+  before = len(trials) - len(todo)
+  tasks = [_task(trial, group_of) for trial in todo]
+  jobs = _cores() if jobs is None else jobs
+  line = _LiveLine(out or sys.stdout, before, len(trials))
+  outcomes, number = engines.run_local(tasks, function, jobs=jobs, retries=retries,
+                                       report=line.show)
+  line.end()
+  result = Result(trials, outcomes, number)
+  _summarise(result, pathlib.Path(workdir).expanduser().absolute(), time.monotonic() - started,
+             out or sys.stdout)
+  return result
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; `argv` without the program's name. Returns the exit code."""
+  try:
+    texts, others = configuring.split_arguments(argv)
+    arguments = _parser().parse_args(others)
+    result = sweep(arguments.sweep, arguments.workdir, arguments.jobs, retries=arguments.retries,
+                   texts=texts)
+  except (ValueError, engines.EngineError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:  # before the workers started; after that the engine takes care
+    return 128 + signal.SIGINT
+  if result.signal is not None:
+    return 128 + result.signal
+  return 1 if result.having("failed") else 0
+
+
+def _parser():
+  parser = argparse.ArgumentParser(
+      prog="python -m big_transfer.sweep", allow_abbrev=False,
+      description="Runs the trials of a sweep file as local processes.",
+      epilog="--config.key=value changes the base config, for every trial.")
+  parser.add_argument("--sweep", required=True, metavar="FILE.py[:ARG]",
+                      help="a config file with get_sweep()")
+  parser.add_argument("--workdir", required=True, help="the folder of the trials' folders")
+  parser.add_argument("--jobs", type=int, help="worker processes (default: the number of cores)")
+  parser.add_argument("--retries", type=int, default=1,
+                      help="further attempts for a trial that fails (default: 1)")
+  return parser
+
+
+def _cores():
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _label(overrides):
+  return ", ".join(f"{path}={_short(value)}" for path, value in overrides.items()) or "base config"
+
+
+def _short(value):
+  if isinstance(value, dict):
+    return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
+  return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _finished(folder, config, label):
+  """Whether a trial's folder holds a finished run of its config."""
+  if not (folder / records.CONFIG).exists():
+    return False
+  recorded = records.read_config(folder)
+  changed = configuring.differences(recorded, _shared(config, recorded), configuring.HOUSEKEEPING)
+  if changed:
+    raise configuring.ConfigError(
+        f"trial '{label}' was begun in '{folder}' with another base config: "
+        f"{'; '.join(changed)}. Restore those values, or use another --workdir")
+  return (folder / records.RUN).exists() and records.read_run(folder).get("status") == "finished"
+
+
+def _shared(new, old):
+  """Returns `new` without the keys that `old` doesn't know: settings that came later."""
+  if not (isinstance(new, dict) and isinstance(old, dict)):
+    return new
+  return {key: _shared(value, old[key]) for key, value in new.items() if key in old}
+
+
+def _task(trial, group_of):
+  try:
+    group = group_of(trial.config)
+  except ValueError as error:
+    raise configuring.ConfigError(f"trial '{trial.name}': {error}") from error
+  payload = {"config": trial.config, "workdir": str(trial.folder), "name": trial.name,
+             "overrides": trial.overrides}
+  return engines.Task(trial.folder.name, group, payload, str(trial.folder / LOG))
+
+
+class _LiveLine:
+  """The line of progress: rewritten on a terminal, elsewhere printed on change, now and then."""
+
+  def __init__(self, out, before, total):
+    self._out, self._before, self._total = out, before, total
+    self._told, self._counts, self._printed = None, None, -PRINT_SECONDS
+
+  def show(self, progress):
+    counts = (f"done {progress.done + self._before} · running {progress.running} · "
+              f"failed {progress.failed} of {self._total}")
+    left = progress.seconds_left
+    text = counts + ("" if left is None else f" · time left ~{_clock(left)}")
+    now = time.monotonic()
+    if self._out.isatty():
+      if text != self._told:
+        self._out.write(f"\r{text}\x1b[K")
+    elif (progress.running and counts != self._counts
+          and now - self._printed >= PRINT_SECONDS):
+      self._out.write(f"{text}\n")
+      self._counts, self._printed = counts, now
+    self._told = text
+    self._out.flush()
+
+  def end(self):
+    if self._out.isatty() and self._told is not None:
+      self._out.write("\n")
+
+
+def _summarise(result, root, seconds, out):
+  counts = collections.Counter(outcome.status for outcome in result.outcomes)
+  before = len(result.trials) - len(result.outcomes)
+  by_key = {trial.folder.name: trial for trial in result.trials}
+  for outcome in result.having("failed"):
+    trial = by_key[outcome.task.key]
+    print(f"\nfailed: {trial.name}\n  {outcome.error} (attempts: {outcome.attempts})\n"
+          f"  the end of {outcome.task.log}:", file=out)
+    for line in _tail(pathlib.Path(outcome.task.log)):
+      print(f"    {line}", file=out)
+  stopped = f"stopped by {signal.Signals(result.signal).name}, " if result.signal else ""
+  print(f"{stopped}{len(result.trials)} trials in {_clock(seconds)}: "
+        f"{counts['done'] + before} finished ({before} before), {counts['failed']} failed, "
+        f"{counts['unfinished']} unfinished; runs in {root}", file=out)
+  if counts["failed"] or counts["unfinished"]:
+    print("the same command continues what is unfinished and tries again what failed", file=out)
+  out.flush()
+
+
+def _tail(log):
+  """Returns the last lines of a log, of which no more than its last 16 KiB are read."""
+  if not log.exists():
+    return ["(nothing was printed)"]
+  with open(log, "rb") as file:
+    file.seek(max(0, log.stat().st_size - 2**14))
+    return file.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+
+
+def _clock(seconds):
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
