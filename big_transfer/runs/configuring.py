@@ -180,7 +180,7 @@ def build(function: Callable, section: Mapping | None, where: str, **given) -> A
       raise ConfigError(f"config key '{prefix}{key}' is set by the code, from other parts of the "
                         "config: remove it")
     if key not in parameters and not open_ended:
-      raise _unknown(prefix + key, [prefix + name for name in expected])
+      raise _unknown(prefix + key, key, [prefix + name for name in expected])
   missing = [name for name in expected
              if parameters[name].default is inspect.Parameter.empty and name not in section]
   if missing:
@@ -372,7 +372,8 @@ def _child(node, key, path, config):
   if key not in node:
     prefix = path.rpartition(".")[0] if path.endswith(f".{key}") else ""
     siblings = [f"{prefix}.{name}".lstrip(".") for name in node]
-    raise _unknown(path, siblings, [leaf for leaf, _ in _leaves(plain(config, finite=False))])
+    everything = [leaf for leaf, _ in _leaves(plain(config, finite=False))]
+    raise _unknown(path, str(key), siblings, everything)
   return node[key]
 
 
@@ -405,10 +406,10 @@ def _as_type(old, new, path):
   if isinstance(old, bool) == isinstance(new, bool):
     if isinstance(old, float) and isinstance(new, numbers.Real):
       return float(new)
-    if isinstance(old, int) and isinstance(new, numbers.Integral):
-      return int(new)
     if isinstance(new, type(old)):
       return new
+    if isinstance(old, int) and isinstance(new, numbers.Integral):  # numpy's
+      return int(new)
   kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
           list: "a list", tuple: "a list"}.get(type(old), "a mapping")
   raise ConfigError(f"config key '{path}' expects {kind}, like {plain(old)!r}; got {new!r}")
@@ -430,9 +431,8 @@ def _matches(path, patterns):
   return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _unknown(path, siblings, everything=()):
-  """Returns the error for a key that nothing takes, with the nearest one that exists."""
-  name = path.rpartition(".")[2]
+def _unknown(path, name, siblings, everything=()):
+  """Returns the error for a name in a path that nothing takes, with the nearest that exists."""
   # Siblings share a long prefix, which would make them all look near.
   by_name = {sibling.rpartition(".")[2]: sibling for sibling in siblings}
   near = ([by_name[n] for n in difflib.get_close_matches(name, by_name, n=1)]

@@ -279,8 +279,8 @@ class _Crew:
       self._failed(worker.task, f"its worker process {why}{hint}", stopping)
     elif not worker.ready and not stopping:
       name = f"{self.function.__module__}.{self.function.__qualname__}"
-      raise EngineError(f"a worker process can't start (exit code {code}): is the function '{name}' "
-                        "importable, and does the main script start its work under "
+      raise EngineError(f"a worker process can't start (exit code {code}): is the function "
+                        f"'{name}' importable, and does the main script start its work under "
                         "`if __name__ == '__main__'`?")
 
   def _failed(self, task, error, stopping):
