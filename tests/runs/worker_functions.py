@@ -1,0 +1,66 @@
+"""What the tests of engines and sweeps run in worker processes; imports nothing slow."""
+import functools
+import os
+import pathlib
+import signal
+import time
+
+from big_transfer.runs import records
+
+
+def act(payload):
+  """Does what `payload["do"]` says, keeping account in `payload["folder"]`."""
+  do, name = payload["do"], payload["name"]
+  folder = pathlib.Path(payload["folder"])
+  with open(folder / "calls", "a") as calls:
+    calls.write(f"{name}\n")
+  first = (folder / "calls").read_text().splitlines().count(name) == 1
+  os.write(1, f"{name} at work\n".encode())
+  if do == "raise" or (do == "raise once" and first):
+    raise ValueError(f"{name} is refused")
+  if do == "die once" and first:
+    os.kill(os.getpid(), signal.SIGKILL)
+  if do == "unsendable":
+    return lambda: None
+  if do == "compile":
+    compiled(payload["program"])
+    time.sleep(0.01)
+  if do in ("save", "ignore"):
+    work_until_told(folder / name, saves=do == "save")
+  return {"pid": os.getpid(), "cores": sorted(os.sched_getaffinity(0))}
+
+
+@functools.lru_cache(maxsize=None)
+def compiled(program):
+  time.sleep(0.3)
+  return program
+
+
+def work_until_told(path, saves):
+  """Works until SIGTERM, then saves as training does, or doesn't heed it."""
+  stopped = []
+  signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+  path.with_suffix(".started").write_text(str(os.getpid()))
+  while not (stopped and saves):
+    time.sleep(0.01)
+  path.with_suffix(".saved").touch()
+  raise RuntimeError("stopped early")
+
+
+def train(payload):
+  """Stands for training: leaves a record; diverges at learning rates of 10 and above."""
+  config = payload["config"]
+  with records.Record(payload["workdir"]) as record:
+    record.write_config(config)
+    runs = record.update_run().get("runs", 0) + 1
+    record.update_run(status="running", runs=runs, name=payload["name"])
+    if config["optim"]["lr"] >= 10:
+      raise FloatingPointError("loss is nan at step 3")
+    return record.update_run(status="finished", overrides=payload["overrides"])
+
+
+def group_of(config):
+  """Trials of one width share programs, and there are no models of width 0."""
+  if not config["model"]["width"]:
+    raise ValueError("config key 'model.width' is 0: expected at least 1")
+  return str(config["model"]["width"])
