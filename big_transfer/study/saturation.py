@@ -29,6 +29,7 @@ Shape legend: N points, R resamples, G upstream accuracies on the hull, U runs.
 import dataclasses
 
 import numpy as np
+from scipy import stats
 
 from big_transfer.study import fitting, hull, laws, table
 
@@ -176,14 +177,20 @@ def interval(kind, us_N, ds_N, run_N=None, *, value=None, level=0.9, resamples=2
                   size)
 
 
-def _spans_everything(found, best):
-  """Whether the interval says no more than 'above the best run, at most 1'.
+def _spans_everything(found, worst, best):
+  """What the interval is no narrower than, in words, or None if it does say something.
 
-  Below 0.05 it is narrow enough to be of use wherever it lies.
+  Either all that is left above the best run, or all that was seen. An interval narrower than 0.05
+  is of use wherever it lies.
   """
+  if found.high - found.low <= 0.05:
+    return None
   slack = 0.1 * (1.0 - best)
-  return (found.high - found.low > 0.05 and found.low <= best + slack
-          and found.high >= 1.0 - slack)
+  if found.low <= best + slack and found.high >= 1.0 - slack:
+    return f"all that lies above the best run ({best:.2f})"
+  if found.low <= worst and found.high >= best:
+    return f"all that the runs reached ({worst:.2f} to {best:.2f})"
+  return None
 
 
 def _cell_fit(kind, us_N, ds_N, run_N, level, resamples):
@@ -208,10 +215,10 @@ def _cell_fit(kind, us_N, ds_N, run_N, level, resamples):
   line |= {"loglinear_rms": float(straight.rms[0]), "saturation": found.value,
            "saturation_low": found.low, "saturation_high": found.high,
            "subsample": found.subsample, "resamples": resamples, "status": "ok"}
-  if _spans_everything(found, line["ds_best"]):
+  everything = _spans_everything(found, float(ds_N.min()), line["ds_best"])
+  if everything:
     line |= {"status": "not identified",
-             "reason": f"the interval reaches from {found.low:.2f} to {found.high:.2f}, no "
-                       f"narrower than from the best run ({line['ds_best']:.2f}) to 1"}
+             "reason": f"the interval, {found.low:.2f} to {found.high:.2f}, covers {everything}"}
   return line
 
 
@@ -258,3 +265,45 @@ def fits(points, *, level=0.9, resamples=200):
       lines.append(_cell_fit(kind, us_N, ds_N, run_N, level, resamples)
                    | dict(zip(table.CELL, cell)) | {"steps": steps})
   return lines
+
+
+def summary(points, fits):
+  """One dict a cell, for reading: range upstream, best downstream, rank correlation, saturation.
+
+  Args:
+    points: dicts with `table.POINT_COLUMNS`.
+    fits: dicts with `FIT_COLUMNS`.
+
+  Returns:
+    Dicts with the cell's columns, `name`, `runs`, `us_low`, `us_high`, `ds_best`, `spearman`
+    (family -> Spearman's correlation of downstream with upstream accuracy over the runs' last
+    evaluations, where there are at least 4 and neither accuracy is constant) and `saturation`
+    (of the hull, in words).
+  """
+  on_hull = {tuple(fit[name] for name in table.CELL): fit for fit in fits if fit["fit"] == "hull"}
+  lines = []
+  for cell, members in cells(points).items():
+    fit, families = on_hull[cell], {}
+    for point in members:
+      if point["last"]:
+        families.setdefault(point["family"] or "unknown", []).append(
+            (point["us_accuracy"], point["ds_accuracy"]))
+    ranks = {family: _spearman(np.array(pairs)) for family, pairs in sorted(families.items())}
+    words = fit["status"]
+    if words == "ok":
+      words = (f"{fit['saturation']:.3f} [{fit['saturation_low']:.3f}, "
+               f"{fit['saturation_high']:.3f}]")
+    extra = [part for part in cell[2:4] if part and part != "fewshot"]
+    lines.append(dict(zip(table.CELL, cell)) | {
+        "name": " ".join(str(part) for part in [cell[1], *extra]),
+        "spearman": {family: rank for family, rank in ranks.items() if rank is not None},
+        "saturation": words} | {name: fit[name] for name in ("runs", "us_low", "us_high",
+                                                             "ds_best")})
+  return lines
+
+
+def _spearman(pairs_N2):
+  """Spearman's rank correlation, None where it says nothing."""
+  if len(pairs_N2) < 4 or (np.ptp(pairs_N2, axis=0) == 0).any():
+    return None
+  return float(stats.spearmanr(pairs_N2[:, 0], pairs_N2[:, 1]).statistic)

@@ -17,6 +17,7 @@ import warnings
 
 import duckdb
 import pyarrow as pa
+from pyarrow import csv, parquet
 
 from big_transfer.runs import records
 
@@ -157,7 +158,8 @@ def _identity(run, folder):
   return values | {name: run.get(name) for name in same}
 
 
-_ARROW = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
+_ARROW = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64(),
+          "BOOLEAN": pa.bool_()}
 
 
 def _arrow(identities):
@@ -380,3 +382,17 @@ def as_records(table):
   """A table as a list of dicts, with NaN (which JSON lacks) as None."""
   return [{key: None if isinstance(value, float) and not math.isfinite(value) else value
            for key, value in row.items()} for row in table.to_pylist()]
+
+
+def write(stem, lines, columns):
+  """Writes dicts as STEM.parquet and STEM.csv.
+
+  Args:
+    stem: path without an ending.
+    lines: dicts; a key that is absent is null.
+    columns: name -> (type, meaning), such as `POINT_COLUMNS`.
+  """
+  schema = pa.schema([(name, _ARROW[kind]) for name, (kind, _) in columns.items()])
+  content = pa.Table.from_pylist(lines, schema=schema)
+  parquet.write_table(content, f"{stem}.parquet", compression="zstd")
+  csv.write_csv(content, f"{stem}.csv")
