@@ -269,12 +269,17 @@ class _LiveLine:
 def _summarise(result, root, seconds, out):
   counts = collections.Counter(outcome.status for outcome in result.outcomes)
   before = len(result.trials) - len(result.outcomes)
-  by_key = {trial.folder.name: trial for trial in result.trials}
+  names = {trial.folder.name: trial.name for trial in result.trials}
+  by_error = collections.defaultdict(list)
   for outcome in result.having("failed"):
-    trial = by_key[outcome.task.key]
-    print(f"\nfailed: {trial.name}\n  {outcome.error} (attempts: {outcome.attempts})\n"
-          f"  the end of {outcome.task.log}:", file=out)
-    for line in _tail(pathlib.Path(outcome.task.log)):
+    by_error[outcome.error].append(outcome)
+  for error, alike in by_error.items():
+    print("", file=out)
+    for outcome in alike:
+      print(f"failed: {names[outcome.task.key]} (attempts: {outcome.attempts}; log: "
+            f"{outcome.task.log})", file=out)
+    print(f"  {error}\n  the log{' of the last' if alike[1:] else ''} ends:", file=out)
+    for line in _tail(pathlib.Path(alike[-1].task.log)):
       print(f"    {line}", file=out)
   stopped = f"stopped by {signal.Signals(result.signal).name}, " if result.signal else ""
   print(f"{stopped}{len(result.trials)} trials in {_clock(seconds)}: "
@@ -286,12 +291,13 @@ def _summarise(result, root, seconds, out):
 
 
 def _tail(log):
-  """Returns the last lines of a log, of which no more than its last 16 KiB are read."""
+  """Returns the last lines of a log that say something, from its last 16 KiB."""
   if not log.exists():
     return ["(nothing was printed)"]
   with open(log, "rb") as file:
     file.seek(max(0, log.stat().st_size - 2**14))
-    return file.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+    lines = file.read().decode(errors="replace").splitlines()
+  return [line for line in lines if line.strip(" ^~")][-TAIL_LINES:]
 
 
 def _clock(seconds):

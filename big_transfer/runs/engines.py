@@ -24,7 +24,7 @@ from typing import Any, Callable, Sequence
 
 # How long a worker that was told to stop may take to save: a step and a checkpoint.
 GRACE_SECONDS = 120.0
-# How often the loop looks for signals and tells the progress when nothing else happens.
+# How often the loop looks for signals and at the clock when nothing else happens.
 TICK_SECONDS = 0.5
 
 
@@ -94,7 +94,7 @@ def run_local(
     function: importable by name in a new process.
     jobs: number of workers; each gets its share of the cores this process may use.
     retries: further attempts for a task that failed.
-    report: called from this process whenever a count changes, and twice a second.
+    report: called from this process whenever a count or the time left changes.
 
   Returns:
     An outcome a task, in the order of the tasks, and the signal that stopped the whole, or None.
@@ -122,16 +122,15 @@ class _Worker:
   """A worker process as its employer sees it."""
 
   def __init__(self, function, cores):
-    self.cores, self.cold = cores, True
+    self.cores = cores
     context = multiprocessing.get_context("spawn")
     self.connection, theirs = context.Pipe()
     self.process = context.Process(target=_work, args=(theirs, function))
     with _bound_to(cores):  # the new process inherits the binding, whatever it imports first
       self.process.start()
     theirs.close()
-    self.ready = False
-    self.task = None
-    self.started = 0.0
+    self.ready, self.task = False, None
+    self.started, self.cold = 0.0, True  # of the task: when, and whether its group is new here
     self.groups = []  # the groups it has compiled, the latest last
 
   def give(self, task, attempt):
@@ -139,10 +138,6 @@ class _Worker:
     self.task, self.started = task, time.monotonic()
     self.groups = [group for group in self.groups if group != task.group] + [task.group]
     self.connection.send((task.payload, task.log, attempt))
-
-  def kill(self):
-    self.process.kill()
-    self.dispose()
 
   def dispose(self):
     self.process.join()
@@ -168,7 +163,8 @@ class _Crew:
     while True:
       if received and stopping_since is None:
         stopping_since = time.monotonic()
-        self._stop()
+        for worker in self._busy():
+          worker.process.terminate()
       if stopping_since is not None:
         if len(received) > 1 or time.monotonic() - stopping_since > GRACE_SECONDS:
           return  # end() kills what is left
@@ -176,8 +172,8 @@ class _Crew:
         self._hire()
         self._assign()
       progress = self._progress()
-      if (progress, int(time.monotonic() / TICK_SECONDS)) != told:
-        told = (progress, int(time.monotonic() / TICK_SECONDS))
+      if progress != told:
+        told = progress
         report(progress)
       if not self._busy() and (stopping_since is not None or not self.pending):
         return
@@ -189,7 +185,8 @@ class _Crew:
       if worker.task is None and worker.ready:
         worker.connection.close()  # the end of its work, which it waits for
         worker.process.join(10)
-      worker.kill()
+      worker.process.kill()
+      worker.dispose()
     self.workers = []
 
   def _hire(self):
@@ -202,14 +199,16 @@ class _Crew:
         taken.append(share)
 
   def _assign(self):
-    for worker in self.workers:
-      if worker.ready and worker.task is None:
-        task = self._choose(worker)
-        if task is not None:
-          self.pending.remove(task)
-          outcome = self.outcomes[task.key]
-          outcome.attempts += 1
-          worker.give(task, outcome.attempts)
+    idle = [worker for worker in self.workers if worker.ready and worker.task is None]
+    groups = {task.group for task in self.pending}
+    # Those who can go on with their group come first, lest another takes it from them.
+    for worker in sorted(idle, key=lambda w: not groups.issuperset(w.groups[-1:] or [None])):
+      task = self._choose(worker)
+      if task is not None:
+        self.pending.remove(task)
+        outcome = self.outcomes[task.key]
+        outcome.attempts += 1
+        worker.give(task, outcome.attempts)
 
   def _choose(self, worker):
     """Returns the pending task this worker had best take, None if it had best wait."""
@@ -293,11 +292,6 @@ class _Crew:
     else:
       outcome.status = "failed"
 
-  def _stop(self):
-    for worker in list(self.workers):
-      if worker.task is not None:
-        worker.process.terminate()
-
   def _busy(self):
     return [worker for worker in self.workers if worker.task is not None]
 
@@ -308,6 +302,8 @@ class _Crew:
       now = time.monotonic()
       work = sum(self.times.of(task.group) for task in self.pending)
       work += sum(max(0.0, self.times.of(w.task.group) - (now - w.started)) for w in busy)
+      new = {task.group for task in self.pending}.difference(*(w.groups for w in self.workers))
+      work += sum(self.times.compiling(group) for group in new)
       left = round(work / max(1, min(len(self.shares), len(self.pending) + len(busy))))
     return Progress(statuses.count("done"), len(busy), statuses.count("failed"), len(statuses),
                     left)
@@ -327,18 +323,25 @@ class _Times:
     self._seconds[group, cold].append(seconds)
 
   def of(self, group) -> float:
-    """Seconds a warm call; a cold one's where that is all there is; other groups' mean else."""
-    for cold in (False, True):
-      if (group, cold) in self._seconds:
-        return _mean(self._seconds[group, cold])
-    return _mean([s for seconds in self._seconds.values() for s in seconds] or [1.0])
+    """Seconds a warm call takes, estimated from cold ones or other groups where none was seen."""
+    if (group, False) in self._seconds:
+      return _mean(self._seconds[group, False])
+    if (group, True) in self._seconds:
+      return _mean(self._seconds[group, True]) * self._warm_share()
+    return _mean([self.of(known) for known, _ in self._seconds] or [1.0])
 
   def compiling(self, group) -> float:
-    """Seconds a cold call takes beyond a warm one, by this group or else by those known."""
-    both = [g for g, cold in self._seconds if cold and (g, False) in self._seconds]
-    extra = [_mean(self._seconds[g, True]) - _mean(self._seconds[g, False])
-             for g in ([group] if group in both else both)]
-    return max(0.0, _mean(extra or [0.0]))
+    """Seconds a cold call takes beyond a warm one, estimated likewise."""
+    if (group, True) in self._seconds:
+      return max(0.0, _mean(self._seconds[group, True]) - self.of(group))
+    return _mean([self.compiling(known) for known, cold in self._seconds if cold] or [0.0])
+
+  def _warm_share(self):
+    """The part of a cold call's time that a warm one takes, by the groups seen both ways."""
+    shares = [_mean(self._seconds[group, False]) / _mean(seconds)
+              for (group, cold), seconds in self._seconds.items()
+              if cold and (group, False) in self._seconds]
+    return _mean(shares or [0.5])
 
 
 def _mean(values):

@@ -90,11 +90,37 @@ def test_joining_a_group_pays_only_if_compiling_is_quicker_than_waiting(tmp_path
   assert crew._worth_joining(idle, "g", [1]), "compiled here before"
 
 
+def test_who_compiled_a_group_goes_on_with_it(tmp_path, monkeypatch):
+  """Both become idle in one tick; the one that is asked first knows nothing of the group."""
+  given = []
+  monkeypatch.setattr(engines._Worker, "give", lambda self, *_: given.append(self))
+  todo = task(tmp_path, "last")
+  crew = engines._Crew(None, 2, 1, [todo])
+  stranger, owner = (object.__new__(engines._Worker) for _ in range(2))
+  for worker, group in ((stranger, "other"), (owner, "g")):
+    worker.ready, worker.task, worker.groups = True, None, [group]
+  crew.workers = [stranger, owner]
+  crew._assign()
+  assert given == [owner]
+
+
+def test_what_a_warm_call_takes_is_told_from_a_cold_one():
+  times = engines._Times()
+  assert not times.known
+  times.add("a", True, 10.0)
+  times.add("a", False, 1.0)
+  times.add("b", True, 20.0)  # nobody has run b twice: as in a, a tenth of it is the work
+  assert (times.of("a"), times.compiling("a")) == (1.0, 9.0)
+  assert (times.of("b"), times.compiling("b")) == pytest.approx((2.0, 18.0))
+  assert 1.0 <= times.of("c") <= 2.0 and 9.0 <= times.compiling("c") <= 18.0
+
+
 def start(folder, do):
   """Starts the driver and waits until two workers are at work; returns it and their ids."""
   path = os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])
-  driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), do],
-                            stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
+  driver = subprocess.Popen(
+      [sys.executable, "-c", DRIVER, str(folder), do], stdout=subprocess.PIPE, text=True,
+      env=os.environ | {"PYTHONPATH": path})
   until(lambda: len([p for p in folder.glob("*.started") if p.read_text()]) == 2)
   return driver, [int(p.read_text()) for p in folder.glob("*.started")]
 
