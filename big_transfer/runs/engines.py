@@ -250,7 +250,7 @@ class _Crew:
         message = None
       if message is not None:
         self._hear(worker, message, stopping)
-      elif not worker.process.is_alive() or worker.connection in ready:
+      elif worker.connection in ready or not worker.process.is_alive():
         self._bury(worker, stopping)
 
   def _hear(self, worker, message, stopping):
@@ -278,9 +278,8 @@ class _Crew:
       self._failed(worker.task, f"its worker process {why}{hint}", stopping)
     elif not worker.ready and not stopping:
       name = f"{self.function.__module__}.{self.function.__qualname__}"
-      raise EngineError(f"a worker process can't start (exit code {code}): is the function "
-                        f"'{name}' importable, and does the main script start its work under "
-                        "`if __name__ == '__main__'`?")
+      raise EngineError(f"a worker can't start (exit code {code}): is '{name}' importable, and does "
+                        "the main script start its work under `if __name__ == '__main__'`?")
 
   def _failed(self, task, error, stopping):
     outcome = self.outcomes[task.key]
