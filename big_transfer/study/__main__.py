@@ -71,8 +71,8 @@ def study(runs, out, *, steps="last", l2=1024.0, shots=None, level=0.9, resample
   table.write(out / "fits", fits, saturation.FIT_COLUMNS)
   if figures:
     _write_figures(out / "figures", points, fits, shots)
-  sources = {"rows": str(rows), "points": str(out / "points.parquet"),
-             "fits": str(out / "fits.parquet")}
+  sources = {"table of rows": str(rows), "table of points": str(out / "points.parquet"),
+             "table of fits": str(out / "fits.parquet")}
   page = report.write(out / "report.html", points, fits, census, shots=shots, sources=sources)
   return Study(page, points, fits, saturation.summary(points, fits), census)
 

@@ -19,7 +19,6 @@ _OTHER_SHAPES = ("diamond", "cross", "triangle-down", "stroke")
 HULL, HULL_FIT, ALL_FIT = "upper hull", "law, fitted to the hull", "law, fitted to all points"
 _LINE_COLOURS = {HULL: "#CC79A7", HULL_FIT: "#111111", ALL_FIT: "#7f7f7f"}
 _LINE_DASHES = {HULL: [1, 0], HULL_FIT: [1, 0], ALL_FIT: [6, 3]}
-_LINE_WIDTHS = {HULL: 1.2, HULL_FIT: 2.0, ALL_FIT: 1.6}
 _KIND = {"hull": HULL_FIT, "all": ALL_FIT}
 _KEY = ("A mark is a run. Dotted: the saturation value of each fit, downstream accuracy as "
         "upstream goes to 100 %, with its interval.")
@@ -184,7 +183,8 @@ def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", 
       x=x, y=y,
       stroke=altair.Stroke("line:N", scale=scale(_LINE_COLOURS), legend=legend("Lines")),
       strokeDash=altair.StrokeDash("line:N", scale=scale(_LINE_DASHES), legend=legend("Lines")),
-      strokeWidth=altair.StrokeWidth("line:N", scale=scale(_LINE_WIDTHS), legend=None))
+      strokeWidth=altair.condition(f"datum.line == '{HULL}'", altair.value(1.2),
+                                   altair.value(1.9)))
   dots = altair.Chart(altair.NamedData(name="points" + suffix)).mark_point(
       filled=True, stroke="white", strokeWidth=0.5).encode(
           x=x, y=y,
@@ -296,6 +296,7 @@ def save(spec, stem):
   stem = pathlib.Path(stem)
   stem.parent.mkdir(parents=True, exist_ok=True)
   png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-  png.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
-  svg.write_text(vl_convert.vegalite_to_svg(spec))
+  drawing = vl_convert.vegalite_to_svg(spec)  # once for both: this is what takes the time
+  svg.write_text(drawing, encoding="utf-8")
+  png.write_bytes(vl_convert.svg_to_png(drawing, scale=2))
   return png, svg

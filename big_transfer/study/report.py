@@ -32,6 +32,7 @@ select { font: inherit; padding: 3px 8px; border: 1px solid #aaa; border-radius:
 figure { margin: 0; min-height: 340px; } figure h3 { margin: 0; font-size: 17px; }
 figure p { margin: 0 0 6px; font-size: 14px; }
 .wide { overflow-x: auto; }
+sub, sup { line-height: 0; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums;
   width: 100%; }
 th { text-align: right; font-weight: 600; border-bottom: 1.5px solid #999; padding: 5px 9px;
@@ -67,9 +68,9 @@ async function draw() {
       const point = Object.fromEntries(data.point_columns.map((name, i) => [name, row[i]]));
       return Object.assign({}, data.runs[point.run], point, {run: data.runs[point.run].run});
     });
-    const spec = structuredClone(panel.spec);
+    const spec = structuredClone(data.specs[panel.spec]);
     spec.datasets = {points, lines: cell.lines, saturation: cell.saturation};
-    plot.view = (await vegaEmbed(plot, spec, {actions: {export: true, source: false,
+    plot.view = (await vegaEmbed(plot, spec, {mode: "vega-lite", actions: {export: true, source: false,
       compiled: false, editor: false}, renderer: "canvas"})).view;
   }
 }
@@ -93,7 +94,7 @@ def _page_data(points, fits):
   by_cell = {}
   for fit in fits:
     by_cell.setdefault(tuple(fit[name] for name in table.CELL), []).append(fit)
-  runs, index, panels = [], {}, {}
+  runs, index, panels, specs = [], {}, {}, {}
   for cell, members in saturation.cells(points).items():
     mine = by_cell.get(cell, [])
     drawn = figures.panel_data(members, mine)
@@ -103,17 +104,25 @@ def _page_data(points, fits):
         index[point["run_id"]] = len(runs)
         runs.append({name: point[name] for name in _RUN_FIELDS})
       rows.append([index[point["run_id"]]] + [_short(point[name]) for name in _POINT_FIELDS])
+    if cell[0] not in specs:
+      specs[cell[0]] = _panel_spec(families, cell[0])
     panel = panels.setdefault(cell[:4], {"title": figures.cell_name(cell), "cells": {},
-                                         "spec": _panel_spec(families, cell[0])})
+                                         "spec": list(specs).index(cell[0])})
     panel["cells"][figures.shots_name(cell[4])] = {
         "verdict": f"{figures.verdict(mine)}; {len(members)} points", "points": rows,
         "lines": drawn["lines"], "saturation": drawn["saturation"]}
-  return {"runs": runs, "point_columns": ("run", *_POINT_FIELDS), "panels": list(panels.values())}
+  return {"runs": runs, "point_columns": ("run", *_POINT_FIELDS), "specs": list(specs.values()),
+          "panels": list(panels.values())}
 
 
 def _panel_spec(families, upstream):
-  return figures.specification(
+  spec = figures.specification(
       figures.panel(families, upstream or "upstream", width=430, height=300, bottom=True), {})
+  # One row a legend: side by side they are wider than the panel.
+  del spec["$schema"]  # an address, if one that nothing loads; the script names the mode instead
+  spec["config"]["legend"] |= {"titleOrient": "left", "titleLimit": 90, "layout": {
+      "bottom": {"direction": "vertical", "anchor": "start", "margin": 4}}}
+  return spec
 
 
 def _short(value):
@@ -215,8 +224,8 @@ intervals in grey; where one is not identified there is no line.</p>
 <div id="figures"></div>
 <h2>The fits</h2>
 <p>Least squares in accuracy. Hull fits use the edges of the upper hull at evenly spaced upstream
-accuracies. “Not identified” means that the interval covers all that lies above the best run, or
-all that the runs reached. Intervals are by subsampling runs, nominally {100 * level:g} %; of a
+accuracies. “Not identified” means that the interval covers most of what lies above the best run,
+or all that the runs reached, or that no run comes near enough to an upstream accuracy of 1. Intervals are by subsampling runs, nominally {100 * level:g} %; of a
 hull's, 73 to 100 % held the truth in trials with planted laws, fewest where the curve was nearly
 straight and the runs ended far below an upstream accuracy of 1.</p>
 {_fit_table(fits)}

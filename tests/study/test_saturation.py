@@ -1,0 +1,124 @@
+"""Saturation values: the planted one is found, its interval covers it, doubt is said."""
+import math
+
+import numpy as np
+import planted
+import pytest
+
+from big_transfer.study import saturation
+
+TRUTH = (0.8, 3.0, 0.1)
+
+
+def _points(us_N, ds_N, **changes):
+  return [{"run_id": f"{i:04d}", "run_name": f"r{i}", "family": "vit", "model": "m",
+           "parameters": 1000, "learning_rate": 1e-3, "overrides": "{}", "step": 10, "last": True,
+           "upstream": "fractals", "task": "t", "variant": None, "setting": "fewshot",
+           "shots": 10, "us_accuracy": float(us), "ds_accuracy": float(ds), "ds_std": None,
+           "ds_seeds": 1, "examples_used": 100} | changes
+          for i, (us, ds) in enumerate(zip(us_N, ds_N))]
+
+
+def _coverage(kind, n, sets, draw):
+  rng = np.random.default_rng(5)
+  found = [saturation.interval(kind, *draw(rng, n), resamples=60) for _ in range(sets)]
+  return (np.mean([i.low <= 1 - TRUTH[2] <= i.high for i in found]),
+          np.median([i.high - i.low for i in found]))
+
+
+def _shortfalls(rng, n):
+  return planted.shortfall_points(rng, n, TRUTH)
+
+
+def _scatter(rng, n):
+  us_N = rng.uniform(0.1, 0.9, n)
+  return us_N, 1 - TRUTH[0] * (1 - us_N) ** TRUTH[1] - TRUTH[2] + rng.normal(0, 0.03, n)
+
+
+# Nine in ten are covered; of 30 sets, 21 or fewer then are by chance once in 500, the draw fixed.
+@pytest.mark.parametrize("kind, draw", [("hull", _shortfalls), ("all", _scatter)])
+def test_interval_covers_the_planted_value_and_says_something(kind, draw):
+  covered, width = _coverage(kind, 24, 30, draw)
+  assert covered > 0.7 and width < 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [50, 200])
+@pytest.mark.parametrize("kind, draw", [("hull", _shortfalls), ("all", _scatter)])
+def test_interval_covers_and_narrows_with_more_runs(kind, draw, n):
+  covered, width = _coverage(kind, n, 60, draw)
+  assert covered >= 0.75 and width < 0.11
+
+
+def test_hull_and_all_points_are_stated_separately_and_differ():
+  points = _points(*planted.shortfall_points(np.random.default_rng(0), 60, TRUTH))
+  on_hull, on_all = saturation.fits(points, resamples=40)
+  assert (on_hull["fit"], on_all["fit"]) == ("hull", "all")
+  assert "edges" in on_hull["data"] and on_all["data"] == "all points"
+  assert on_hull["saturation"] > on_all["saturation"] + 0.02
+  assert abs(on_hull["saturation"] - 0.9) < 0.04
+  assert on_hull["rms"] < on_hull["loglinear_rms"]  # the planted law does saturate
+  assert on_hull.keys() == saturation.FIT_COLUMNS.keys()
+
+
+def test_the_same_points_give_the_same_numbers_in_any_order():
+  points = _points(*planted.shortfall_points(np.random.default_rng(1), 30, TRUTH))
+  once = saturation.fits(points, resamples=30)
+  assert once == saturation.fits(points, resamples=30)
+  shuffled = saturation.fits(points[::-1], resamples=30)
+  np.testing.assert_allclose([fit["saturation"] for fit in shuffled],
+                             [fit["saturation"] for fit in once], atol=1e-6)
+
+
+def test_too_few_runs_and_too_narrow_a_range_get_a_line_with_the_reason():
+  rng = np.random.default_rng(2)
+  few = saturation.fits(_points(*planted.shortfall_points(rng, 9, TRUTH)))
+  assert {fit["status"] for fit in few} == {"no fit"}
+  assert few[0]["reason"] == "9 runs; at least 10 are needed" and few[0]["saturation"] is None
+  narrow = saturation.fits(_points(rng.uniform(0.50, 0.53, 30), rng.uniform(0.4, 0.6, 30)))
+  assert narrow[0]["status"] == "no fit" and "span" in narrow[0]["reason"]
+
+
+def test_runs_far_from_saturation_are_not_identified():
+  rng = np.random.default_rng(3)
+  us_N = rng.uniform(0.1, 0.3, 24)
+  lines = saturation.fits(_points(us_N, 0.2 + 0.3 * us_N + rng.normal(0, 0.03, 24)))
+  assert {line["status"] for line in lines} == {"not identified"}
+  assert "at least 0.4 is needed" in lines[0]["reason"] and lines[0]["k"] is not None
+
+
+def test_an_interval_that_spans_everything_is_not_identified():
+  us_N = np.linspace(0.1, 0.6, 24)
+  for slope, noise, words in [(0.3, 0.04, "no irreducible error"), (0.05, 0.1, "covers most")]:
+    ds_N = 0.2 + slope * us_N + np.random.default_rng(0).normal(0, noise, 24)
+    on_all = saturation.fits(_points(us_N, ds_N), resamples=100)[1]
+    assert on_all["status"] == "not identified" and words in on_all["reason"]
+    assert on_all["saturation_high"] - on_all["saturation_low"] > 0.1
+
+
+def test_no_value_is_ever_nan():
+  us_N = np.linspace(0.1, 0.9, 12)
+  for ds_N in (np.full(12, 0.25), np.linspace(0.9, 0.1, 12), np.zeros(12), np.ones(12)):
+    for line in saturation.fits(_points(us_N, ds_N), resamples=20):
+      assert not any(isinstance(value, float) and not math.isfinite(value)
+                     for value in line.values())
+
+
+def test_evaluations_of_one_run_are_drawn_together():
+  us_N, ds_N = planted.shortfall_points(np.random.default_rng(4), 12, TRUTH)
+  alone = saturation.interval("all", us_N, ds_N, resamples=40)
+  copies = saturation.interval("all", np.repeat(us_N, 9), np.repeat(ds_N, 9),
+                               np.repeat(np.arange(12), 9), resamples=40)
+  np.testing.assert_allclose([copies.low, copies.high], [alone.low, alone.high], atol=1e-3)
+
+
+def test_bad_arguments_are_named():
+  points = _points([0.1, 0.2], [0.1, 0.2])
+  with pytest.raises(ValueError, match="--level"):
+    saturation.fits(points, level=90)
+  with pytest.raises(ValueError, match="--resamples"):
+    saturation.fits(points, resamples=1)
+  with pytest.raises(ValueError, match="kind"):
+    saturation.fit_points("hul", [0.1], [0.2])
+  with pytest.raises(ValueError, match="at least 10 runs"):
+    saturation.interval("all", [0.1], [0.2])
