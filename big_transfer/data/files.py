@@ -3,6 +3,7 @@
 Where a dataset has no split of its own, one is made by hashing: an example's side depends only on
 its own path (folder) or position (.npz), so adding files moves no other file.
 """
+import contextlib
 import functools
 import hashlib
 import pathlib
@@ -131,16 +132,18 @@ def _npz_images(file, key, name, count, chosen) -> np.ndarray:
   return three_channels(images if chosen is None else images[chosen])
 
 
+@contextlib.contextmanager
 def _open_npz(file: pathlib.Path, name: str):
-  try:
-    arrays = np.load(file, allow_pickle=False)
-  except Exception as error:  # numpy raises many types here, none of which names the file
-    raise ValueError(f"{name}: expected an .npz file written by numpy.savez, and it can't be read "
-                     f"({error}); write it again.") from error
-  if not isinstance(arrays, np.lib.npyio.NpzFile):
-    raise ValueError(f"{name}: expected an .npz with images and labels, got a single .npy array; "
-                     "write it with numpy.savez(path, images=..., labels=...).")
-  return arrays
+  with file.open("rb") as stream:  # opened here, since numpy leaves it open where it fails
+    try:
+      arrays = np.load(stream, allow_pickle=False)
+    except Exception as error:  # numpy raises many types here, none of which names the file
+      raise ValueError(f"{name}: expected an .npz file written by numpy.savez, and it can't be "
+                       f"read ({error}); write it again.") from error
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+      raise ValueError(f"{name}: expected an .npz with images and labels, got a single .npy "
+                       "array; write it with numpy.savez(path, images=..., labels=...).")
+    yield arrays
 
 
 def _member(file: pathlib.Path, key: str, name: str) -> np.ndarray:

@@ -130,12 +130,13 @@ def _shift_and_flip(keys_B, images_BHWC, padding: int, flip: bool):
                      f"images of {height}x{width}.")
   if not padding and not flip:
     return images_BHWC
-  shift_B2 = _draw(keys_B, 0, lambda k: jax.random.randint(k, (2,), -padding, padding + 1))
+  # One draw serves all, and uniforms compile faster than integers and coins.
+  uniform_B3 = _uniform(keys_B, 0, 3)
+  shift_B2 = jnp.floor(uniform_B3[:, :2] * (2 * padding + 1)).astype(jnp.int32) - padding
   rows_BH = _mirrored(jnp.arange(height)[None] + shift_B2[:, :1], height)
   columns_BW = jnp.arange(width)[None]
   if flip:
-    flip_B = _draw(keys_B, 1, jax.random.bernoulli)
-    columns_BW = jnp.where(flip_B[:, None], width - 1 - columns_BW, columns_BW)
+    columns_BW = jnp.where(uniform_B3[:, 2:] < 0.5, width - 1 - columns_BW, columns_BW)
   columns_BW = _mirrored(columns_BW + shift_B2[:, 1:], width)
   take = jax.vmap(lambda image, rows, columns: image[rows[:, None], columns[None, :]])
   return take(images_BHWC, rows_BH, columns_BW)
@@ -156,8 +157,7 @@ def mixup(keys_B: jax.Array, images_BHWC: jax.Array, labels_BK: jax.Array, alpha
     Mixed images and labels.
   """
   alpha = jnp.asarray(alpha, jnp.float32)
-  safe = jnp.where(alpha > 0, alpha, 1.0)
-  share_B = _draw(keys_B, 2, lambda k: jax.random.beta(k, safe, safe))
+  share_B = _symmetric_beta(_uniform(keys_B, 1, 2), jnp.where(alpha > 0, alpha, 1.0))
   share_B = jnp.where(alpha > 0, share_B, 1.0)
   def mix(x):
     share = share_B.reshape((-1,) + (1,) * (x.ndim - 1))
@@ -171,6 +171,19 @@ def _mirrored(index, size: int):
   return size - 1 - jnp.abs(size - 1 - index)
 
 
-def _draw(keys_B, purpose: int, sample):
-  """sample(key) per example; the purposes of one key draw independently of each other."""
-  return jax.vmap(lambda key: sample(jax.random.fold_in(key, purpose)))(keys_B)
+def _symmetric_beta(uniform_B2, alpha):
+  """Beta(alpha, alpha) from two uniforms, exactly, for any alpha > 0.
+
+  Student's t by Bailey's formula, then to a symmetric beta (L. Devroye, Random variate generation
+  in one line of code, WSC 1996). `jax.random.beta` rejects in a loop, which takes seconds to
+  compile.
+  """
+  cosine = jnp.cos(2 * jnp.pi * uniform_B2[:, 1])
+  squared = jnp.expm1(-jnp.log(uniform_B2[:, 0]) / alpha) * cosine**2
+  return (1 + jnp.sign(cosine) * jax.lax.rsqrt(1 + 1 / squared)) / 2
+
+
+def _uniform(keys_B, purpose: int, count: int):
+  """`count` numbers in [0, 1) per example; one key's purposes are independent of each other."""
+  return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, purpose), (count,)))(
+      keys_B)

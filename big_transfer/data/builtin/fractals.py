@@ -22,7 +22,7 @@ ALIKE = 0.8  # correlation of two such pictures from which on they count as one
 
 
 def fractals(split: str, *, classes: int = 60, per_class: int = 200, test_per_class: int = 50,
-             size: int = 32, seed: int = 0, first_class: int = 0, noise: float = 0.15,
+             size: int = 32, seed: int = 0, first_class: int = 0, noise: float = 0.05,
              jitter: float = 1.0) -> ArraySource:
   """Images of `classes` fractals; label k is the fractal number first_class + k of the seed.
 
@@ -38,8 +38,9 @@ def fractals(split: str, *, classes: int = 60, per_class: int = 200, test_per_cl
     seed: which systems and renderings.
     first_class: number of the first class.
     noise: standard deviation of the pixel noise, where 1 is the range from black to white.
-    jitter: how much renderings of one class differ (maps, rotation, size, place); 0 for not at
-      all.
+    jitter: how much renderings of one class differ in maps, rotation (10 degrees either way at
+      1), size and place; 0 for not at all. At 2, with noise 0.15, a small ViT that learns the
+      default to 0.78 in 400 steps hardly gets off the ground.
 
   Raises:
     ValueError: unknown split, or an argument out of its range.
@@ -192,12 +193,12 @@ def _pictures(maps_NK23: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarra
 def _render(maps_K23: np.ndarray, count: int, look: Look, rng: np.random.Generator) -> np.ndarray:
   """`count` renderings of one system, uint8 (count, S, S, 3)."""
   number, size, jitter = len(maps_K23), look.size, look.jitter
-  maps = maps_K23 + jitter * rng.normal(0, 0.03, (count, number, 2, 3)).astype(np.float32)
-  angle = jitter * rng.uniform(-0.35, 0.35, count)
+  maps = maps_K23 + jitter * rng.normal(0, 0.015, (count, number, 2, 3)).astype(np.float32)
+  angle = jitter * rng.uniform(-0.175, 0.175, count)
   turn = _rotation(angle).astype(np.float32)[:, None]
   points = _framed(turn @ _attractor(maps))
-  scale = 0.9 + jitter * rng.uniform(-0.15, 0.1, (count, 1, 1, 1))
-  shift = jitter * rng.uniform(-0.12, 0.12, (count, 1, 2, 1))
+  scale = 0.9 + jitter * rng.uniform(-0.075, 0.05, (count, 1, 1, 1))
+  shift = jitter * rng.uniform(-0.06, 0.06, (count, 1, 2, 1))
   density = _density((points * scale + shift).astype(np.float32), size)
   total = density.sum(axis=1)
   tone = np.log1p(total) / np.log1p(total.max(axis=(1, 2), keepdims=True))
@@ -214,9 +215,7 @@ def _render(maps_K23: np.ndarray, count: int, look: Look, rng: np.random.Generat
 
 
 def _colours(rng: np.random.Generator, count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-  """Ink (count, number, 3) and paper (count, 1, 3): light on dark in half of the images."""
+  """Ink (count, number, 3) and paper (count, 1, 3): light on dark."""
   ink = rng.uniform(0.5, 1.0, (count, number, 3))
   paper = rng.uniform(0.0, 0.25, (count, 1, 3))
-  negative = rng.random((count, 1, 1)) < 0.5
-  ink, paper = np.where(negative, 1 - ink, ink), np.where(negative, 1 - paper, paper)
   return ink.astype(np.float32), paper.astype(np.float32)

@@ -161,7 +161,7 @@ def _distance(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   """Signed distance (nearly, at corners) to a shape of radius 1; negative inside."""
   if kind == -1:  # an arrowhead that points along u, notched behind
     half = np.abs(v)
-    sides = 0.447 * (u - 1) + 0.894 * half
+    sides = 0.33 * (u - 1) + 0.944 * half
     notch = 0.894 * (-0.35 - u) - 0.447 * half
     return np.maximum(sides, notch)
   if SHAPES[kind] == "disc":
