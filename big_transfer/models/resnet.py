@@ -15,6 +15,8 @@ from jax import lax
 
 from big_transfer.models import layers
 
+CONVOLUTIONS = ("auto", "matmul", "conv")
+
 
 def standardise(kernel_HWIO: jax.Array, eps: float = 1e-10) -> jax.Array:
   """A kernel with zero mean and unit variance over all inputs of each output channel."""
@@ -23,23 +25,50 @@ def standardise(kernel_HWIO: jax.Array, eps: float = 1e-10) -> jax.Array:
   return (kernel_HWIO - mean) * lax.rsqrt(var + eps)
 
 
+def convolve(x_BHWC: jax.Array, w_HWIO: jax.Array, stride: int, method: str) -> jax.Array:
+  """Convolution with a square kernel of side k, padded by (k - 1) // 2 before and k // 2 after.
+
+  Args:
+    x_BHWC: the input, in the computation's dtype, as is the kernel.
+    w_HWIO: the kernel.
+    stride: along both axes.
+    method: "conv", XLA's convolution; "matmul", shifted copies side by side times the kernel
+      as one matrix. The second is 2–3 times faster for 1×1 kernels on CPU, and there the first
+      falls to a hundredth of its speed inside `lax.scan` and becomes a grouped convolution
+      under `vmap` over kernels. "auto", "matmul" on CPU and "conv" elsewhere.
+
+  Raises:
+    ValueError: an unknown method.
+  """
+  if method not in CONVOLUTIONS:
+    raise ValueError(f"convolution: expected one of {', '.join(CONVOLUTIONS)}, got {method!r}")
+  k, _, inputs, outputs = w_HWIO.shape
+  before, after = (k - 1) // 2, k // 2
+  if method == "conv" or (method == "auto" and jax.default_backend() != "cpu"):
+    return lax.conv_general_dilated(x_BHWC, w_HWIO, (stride, stride), ((before, after),) * 2,
+                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  B, H, W, _ = x_BHWC.shape
+  x_BHWC = jnp.pad(x_BHWC, ((0, 0), (before, after), (before, after), (0, 0)))
+  shifted = [x_BHWC[:, i:i + H:stride, j:j + W:stride] for i in range(k) for j in range(k)]
+  columns = jnp.concatenate(shifted, axis=-1)
+  y = columns.reshape(-1, k * k * inputs) @ w_HWIO.reshape(-1, outputs)
+  return y.reshape(*columns.shape[:3], outputs)
+
+
 class StdConv(nn.Module):
-  """Convolution without bias whose kernel is standardised; padded by (kernel - 1) // 2."""
+  """Convolution without bias whose kernel is standardised: (B, H, W, C) -> (B, H', W', F)."""
   features: int
   kernel: int
   stride: int = 1
+  method: str = "auto"
   dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-    k, s = self.kernel, self.stride
     w_HWIO = self.param("kernel", nn.initializers.lecun_normal(),
-                        (k, k, x_BHWC.shape[-1], self.features))
-    w_HWIO = standardise(w_HWIO).astype(self.dtype)
-    x_BHWC = x_BHWC.astype(self.dtype)
-    pad = ((k - 1) // 2, k // 2)
-    return lax.conv_general_dilated(x_BHWC, w_HWIO, (s, s), (pad, pad),
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+                        (self.kernel, self.kernel, x_BHWC.shape[-1], self.features))
+    return convolve(x_BHWC.astype(self.dtype), standardise(w_HWIO).astype(self.dtype),
+                    self.stride, self.method)
 
 
 class GroupNorm(nn.Module):
@@ -52,17 +81,27 @@ class GroupNorm(nn.Module):
     scale_C = self.param("scale", nn.initializers.ones, (C,))
     bias_C = self.param("bias", nn.initializers.zeros, (C,))
     groups = math.gcd(32, C)
-    x = x_BHWC.astype(jnp.float32).reshape(B, H * W, groups, C // groups)
-    mean = jnp.mean(x, axis=(1, 3), keepdims=True)
-    var = jnp.var(x, axis=(1, 3), keepdims=True)
-    x = ((x - mean) * lax.rsqrt(var + 1e-5)).reshape(B, H, W, C)
-    return (x * scale_C[None, None, None] + bias_C[None, None, None]).astype(self.dtype)
+
+    def over_groups(mean_BC):
+      mean_BG = mean_BC.reshape(B, groups, C // groups).mean(axis=-1)
+      return jnp.repeat(mean_BG, C // groups, axis=1)
+
+    # Each channel's first two moments in one pass, joined into groups afterwards, then one
+    # multiply-add: eight times faster on CPU, reverse pass included, than normalising (B, HW, G,
+    # C / G), whose last axis is a few elements long.
+    x = x_BHWC.astype(jnp.float32).reshape(B, H * W, C)
+    mean_BC = over_groups(x.mean(axis=1))
+    var_BC = jnp.maximum(over_groups((x * x).mean(axis=1)) - mean_BC ** 2, 0.0)
+    gain_BC = lax.rsqrt(var_BC + 1e-5) * scale_C[None]
+    shift_BC = bias_C[None] - mean_BC * gain_BC
+    return (x * gain_BC[:, None] + shift_BC[:, None]).reshape(B, H, W, C).astype(self.dtype)
 
 
 class ResidualUnit(nn.Module):
   """Pre-activation bottleneck: 1×1 to `features`, 3×3 (with the stride), 1×1 to 4 · features."""
   features: int
   stride: int = 1
+  method: str = "auto"
   dtype: str = "float32"
 
   @nn.compact
@@ -71,12 +110,12 @@ class ResidualUnit(nn.Module):
     residual = x_BHWC
     x = nn.relu(GroupNorm(self.dtype, name="gn1")(x_BHWC))
     if x.shape[-1] != outputs or self.stride != 1:
-      residual = StdConv(outputs, 1, self.stride, self.dtype, name="conv_proj")(x)
-    x = StdConv(self.features, 1, 1, self.dtype, name="conv1")(x)
+      residual = StdConv(outputs, 1, self.stride, self.method, self.dtype, name="conv_proj")(x)
+    x = StdConv(self.features, 1, 1, self.method, self.dtype, name="conv1")(x)
     x = nn.relu(GroupNorm(self.dtype, name="gn2")(x))
-    x = StdConv(self.features, 3, self.stride, self.dtype, name="conv2")(x)
+    x = StdConv(self.features, 3, self.stride, self.method, self.dtype, name="conv2")(x)
     x = nn.relu(GroupNorm(self.dtype, name="gn3")(x))
-    return residual + StdConv(outputs, 1, 1, self.dtype, name="conv3")(x)
+    return residual + StdConv(outputs, 1, 1, self.method, self.dtype, name="conv3")(x)
 
 
 class Root(nn.Module):
@@ -85,11 +124,12 @@ class Root(nn.Module):
   kernel: int
   stride: int
   pool: bool
+  method: str = "auto"
   dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-    x_BHWC = StdConv(self.features, self.kernel, self.stride, self.dtype,
+    x_BHWC = StdConv(self.features, self.kernel, self.stride, self.method, self.dtype,
                      name="conv_root")(x_BHWC)
     if not self.pool:
       return x_BHWC
@@ -104,6 +144,7 @@ class Stage(nn.Module):
   features: int
   stride: int
   first: int
+  method: str = "auto"
   dtype: str = "float32"
 
   @nn.compact
@@ -111,7 +152,7 @@ class Stage(nn.Module):
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
     outputs = {}
     for i in range(self.units):
-      unit = ResidualUnit(self.features, self.stride if i == 0 else 1, self.dtype,
+      unit = ResidualUnit(self.features, self.stride if i == 0 else 1, self.method, self.dtype,
                           name=f"unit{i + 1:02d}")
       name = layers.block_name(self.first + i)
       x_BHWC = outputs[name] = layers.tap(self, name, unit(x_BHWC), taps)
@@ -128,6 +169,7 @@ class ResNet(nn.Module):
       fraction gives a narrow model.
     root_kernel, root_stride, root_pool: the root convolution, and whether a max-pooling with
       stride 2 follows; 7, 2, True is BiT's at 224 pixels, 3, 1, False suits 32.
+    convolution: see `convolve`.
     dtype: of the computation; parameters are float32.
     head_bias: where the head's bias starts.
   """
@@ -137,6 +179,7 @@ class ResNet(nn.Module):
   root_kernel: int = 7
   root_stride: int = 2
   root_pool: bool = True
+  convolution: str = "auto"
   dtype: str = "float32"
   head_bias: float = 0.0
 
@@ -152,13 +195,13 @@ class ResNet(nn.Module):
     layers.check_images(images_BHWC)
     layers.check_taps(taps, sum(self.depths))
     features = int(64 * self.width)
-    x = Root(features, self.root_kernel, self.root_stride, self.root_pool, self.dtype,
-             name="root_block")(images_BHWC)
+    x = Root(features, self.root_kernel, self.root_stride, self.root_pool,
+             self.convolution, self.dtype, name="root_block")(images_BHWC)
     x = layers.tap(self, "stem", x, taps)
     out = {"stem": _pool(x)}
     for i, units in enumerate(self.depths):
       x, blocks = Stage(units, features * 2 ** i, 1 if i == 0 else 2, sum(self.depths[:i]),
-                        self.dtype, name=f"block{i + 1}")(x, taps)
+                        self.convolution, self.dtype, name=f"block{i + 1}")(x, taps)
       out.update((name, _pool(y)) for name, y in blocks.items())
     x = nn.relu(GroupNorm(self.dtype, name="norm-pre-head")(x))
     out["pre_logits"] = _pool(x)
