@@ -4,6 +4,8 @@ A figure is a Vega-Lite specification with its data beside it, so that the same 
 PNG, an SVG and the interactive report. Colours are Okabe and Ito's, which readers with any common
 colour vision tell apart, and each family has a shape as well.
 """
+import copy
+import functools
 import pathlib
 
 import altair
@@ -12,7 +14,8 @@ import vl_convert
 
 from big_transfer.study import hull, laws, saturation, table
 
-FAMILIES = {"vit": ("ViT", "#0072B2", "circle"), "mixer": ("Mixer", "#E69F00", "triangle-up"),
+FAMILIES = {"vit": ("ViT", "#0072B2", "circle"),
+            "mixer": ("Mixer", "#E69F00", "triangle-up"),
             "resnet": ("ResNet", "#009E73", "square")}
 _OTHER_COLOURS = ("#D55E00", "#56B4E9", "#8C6D31", "#CC79A7")
 _OTHER_SHAPES = ("diamond", "cross", "triangle-down", "stroke")
@@ -30,7 +33,8 @@ _CONFIG = {
     "axis": {"gridColor": "#ececec", "domainColor": "#888", "tickColor": "#888",
              "labelColor": "#444", "titleColor": "#222", "titleFontWeight": "normal",
              "labelFontSize": 11, "titleFontSize": 12, "tickSize": 4},
-    "title": {"anchor": "start", "frame": "group", "fontSize": 14, "fontWeight": "bold", "color": "#111",
+    "title": {"anchor": "start", "frame": "group", "fontSize": 14, "fontWeight": "bold",
+              "color": "#111",
               "subtitleFontSize": 12, "subtitleColor": "#555", "offset": 8},
     "legend": {"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11,
                "labelColor": "#333", "titleColor": "#555", "symbolStrokeWidth": 1.5,
@@ -141,7 +145,15 @@ def _accuracy(channel, field, title):
                  axis=altair.Axis(format="%", tickCount=5))
 
 
-def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", bottom=False):
+@functools.lru_cache(maxsize=32)  # a figure has many panels of one make, and altair takes its time
+def _panel(families, upstream, width, height, titled):
+  chart = _chart(families, upstream, titled).properties(width=width, height=height)
+  # Not validated: that takes most of the time, and a test validates.
+  spec = chart.to_dict(validate=False)
+  return {key: spec[key] for key in ("layer", "width", "height")}
+
+
+def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy"):
   """One panel: points, hull, both laws, saturation lines with their intervals.
 
   Args:
@@ -151,24 +163,31 @@ def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", 
     width: of the plotting area, in pixels.
     height: of the plotting area, in pixels.
     titled: the axes that carry titles, among "xy".
-    bottom: whether legends stand below instead of at the right.
 
   Returns:
-    An altair chart that names its data and holds none.
+    A Vega-Lite view that names its data and holds none.
   """
+  view = copy.deepcopy(_panel(tuple(sorted(families)), upstream or "upstream", width, height,
+                              titled))
+  for layer in view["layer"]:
+    layer["data"]["name"] += suffix
+  return view
+
+
+def _chart(families, upstream, titled):
+  """The altair chart of one panel, its data named and not there."""
   colour, shape = _family_scales(set(families))
-  orient = "bottom" if bottom else "right"
   names = list(_LINE_COLOURS)
 
   def legend(title, **options):
-    return altair.Legend(title=title, orient=orient, **options)
+    return altair.Legend(title=title, orient="bottom", **options)
 
   def scale(values):
     return altair.Scale(domain=names, range=[values[name] for name in names])
 
   x = _accuracy(altair.X, "us", f"upstream accuracy, {upstream}" if "x" in titled else None)
   y = _accuracy(altair.Y, "ds", "downstream accuracy" if "y" in titled else None)
-  bands = altair.Chart(altair.NamedData(name="saturation" + suffix))
+  bands = altair.Chart(altair.NamedData(name="saturation"))
   band = bands.mark_rect(opacity=0.1).encode(
       x=x, x2="us_end:Q", y=altair.Y("low_drawn:Q"), y2="high_drawn:Q",
       # A scale here, with its legend off, would take the lines' legend away with it.
@@ -179,13 +198,13 @@ def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", 
       stroke=altair.Stroke("line:N", scale=scale(_LINE_COLOURS), legend=legend("Lines")),
       tooltip=[altair.Tooltip("line:N", title="saturation of the"),
                *(altair.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high"))])
-  lines = altair.Chart(altair.NamedData(name="lines" + suffix)).mark_line().encode(
+  lines = altair.Chart(altair.NamedData(name="lines")).mark_line().encode(
       x=x, y=y,
       stroke=altair.Stroke("line:N", scale=scale(_LINE_COLOURS), legend=legend("Lines")),
       strokeDash=altair.StrokeDash("line:N", scale=scale(_LINE_DASHES), legend=legend("Lines")),
       strokeWidth=altair.condition(f"datum.line == '{HULL}'", altair.value(1.2),
                                    altair.value(1.9)))
-  dots = altair.Chart(altair.NamedData(name="points" + suffix)).mark_point(
+  dots = altair.Chart(altair.NamedData(name="points")).mark_point(
       filled=True, stroke="white", strokeWidth=0.5).encode(
           x=x, y=y,
           color=altair.Color("family:N", scale=colour, legend=legend("Architecture")),
@@ -198,30 +217,30 @@ def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", 
           tooltip=[altair.Tooltip(field, title=title, type="quantitative" if form else "nominal",
                                   format=form or altair.Undefined)
                    for field, title, form in _TOOLTIP])
-  return altair.layer(band, rule, lines, dots).properties(width=width, height=height)
+  return altair.layer(band, rule, lines, dots)
 
 
-def specification(chart, datasets):
-  """A chart with its data as a Vega-Lite specification."""
-  return chart.configure(**_CONFIG).to_dict() | {"datasets": datasets}
+def specification(view, datasets):
+  """A view, as `panel` gives it, with its data and the house's looks: a whole specification."""
+  return {"$schema": altair.SCHEMA_URL, "config": copy.deepcopy(_CONFIG), "datasets": datasets
+          } | view
 
 
 def _panels(cells_points, fits, titles, *, columns, width, height, title):
   """Several cells side by side under one set of legends."""
   families = {family_name(point["family"]) for points in cells_points.values() for point in points}
-  charts, datasets = [], {}
+  views, datasets = [], {}
   for i, (cell, points) in enumerate(cells_points.items()):
     mine = _fits_of(cell, fits)
     titled = ("y" if i % columns == 0 else "") + ("x" if i + columns >= len(cells_points) else "")
-    charts.append(panel(families, cell[0], suffix=f"_{i}", width=width, height=height,
-                        titled=titled, bottom=True).properties(
-                            title=altair.Title(titles[i], subtitle=verdict(mine))))
+    view = panel(families, cell[0], suffix=f"_{i}", width=width, height=height, titled=titled)
+    views.append(view | {"title": {"text": titles[i], "subtitle": verdict(mine)}})
     datasets |= {f"{name}_{i}": rows for name, rows in panel_data(points, mine).items()}
-  chart = altair.concat(
-      *charts, columns=columns, bounds="flush", spacing={"row": 84, "column": 52}).resolve_scale(
-      color="shared", shape="shared", size="shared", stroke="shared", strokeDash="shared")
-  heading = altair.Title(title, subtitle=_KEY, fontSize=16, offset=18)
-  return specification(chart.properties(title=heading), datasets)
+  scales = dict.fromkeys(("color", "shape", "size", "stroke", "strokeDash"), "shared")
+  return specification(
+      {"concat": views, "columns": columns, "bounds": "flush",
+       "spacing": {"row": 84, "column": 52}, "resolve": {"scale": scales},
+       "title": {"text": title, "subtitle": _KEY, "fontSize": 16, "offset": 18}}, datasets)
 
 
 def _fits_of(cell, fits):

@@ -36,8 +36,8 @@ from big_transfer.study import fitting, hull, laws, table
 
 MIN_RUNS = 10  # subsamples have at least 8: fewer runs leave them nothing to differ in
 MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade off freely
-# Below this a noisy hull bends over by itself: 24 straight-line runs between 0.1 and 0.3 "saturated"
-# at 0.32 [0.29, 0.34]. The paper's runs reach 0.59.
+# Below this a noisy hull bends over by itself: 24 runs along a straight line between 0.1 and 0.3
+# "saturated" at 0.32 [0.29, 0.34]. The paper's runs reach 0.59.
 MIN_REACH = 0.4
 _MIN_SUBSAMPLE = 8
 _SIZE_EXPONENT = 0.6  # m = n^0.6

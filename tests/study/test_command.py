@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import altair
 import planted
 import pytest
 import vl_convert
@@ -89,6 +90,7 @@ def test_figures_are_drawn_from_the_tables_alone(found, tmp_path):
   assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 50_000
   drawing = svg.read_text()
   assert all(words in drawing for words in ("sprites count", "ViT", "unheard_of", "upper hull"))
+  altair.Chart.from_dict(figures.overview(points, study.fits, 10), validate=True)
   task = figures.task_figure([p for p in study.points if p["task"] == "digits"], study.fits)
   assert len(task["concat"]) == 2
   with pytest.raises(ValueError, match="with 3 shots"):
