@@ -151,7 +151,7 @@ def main(argv=None):
     print(f"warning: {warning.message}", file=sys.stderr)
   print(_printed(found.summary))
   left_out = ", ".join(f"{n} {why}" for why, n in sorted(found.census.left_out.items()))
-  print(f"\n{found.census.finished} finished runs; left out: {left_out or 'none'}")
+  print(f"\nfinished runs: {found.census.finished}; left out: {left_out or 'none'}")
   print(f"report: {found.report}")
   return 0
 
