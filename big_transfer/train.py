@@ -156,7 +156,7 @@ def train(config, workdir, *, name="", overrides=None, allow_changes=False):
     run = _prepare(configuring.build(Settings, config, ""), interrupts.check)
     total_steps = run.settings.total_steps
     before = record.update_run(
-        id=configuring.identity("run", config, configuring.OPERATIONAL), name=name,
+        id=configuring.identity("run", config, configuring.HOUSEKEEPING), name=name,
         overrides=overrides or {}, status="running", error=None, signal=None, **_facts(run))
     clock = collections.Counter(before.get("timings", {}))
     try:

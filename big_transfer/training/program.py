@@ -101,8 +101,13 @@ def _build(text):
       flops=shapes.flops_per_example(module, image_shape),
       names=names,
       mesh=mesh,
-      init=jax.jit(init, out_shardings=everywhere),
+      init=jax.jit(init, out_shardings=everywhere, compiler_options=_quick_compile()),
       like=like,
       step=jax.jit(step, in_shardings=(everywhere, split, everywhere),
                    out_shardings=everywhere, donate_argnums=0),
       loss=objectives.LOSSES[settings["loss"]])
+
+
+def _quick_compile():
+  """On CPU, where compiling takes longer than one run of the code, halves the time it takes."""
+  return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

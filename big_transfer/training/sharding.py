@@ -9,26 +9,28 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
 
-def make_mesh(axes=None):
-  """Builds a mesh over all devices of all processes.
+def make_mesh(axes=None, devices=None):
+  """Builds a mesh.
 
   Args:
     axes: ordered `{name: size}`; one size may be -1, "what is left". Default `{"data": -1}`.
+    devices: over which; default all devices of all processes.
 
   Raises:
     ValueError: an axis other than `data`, or sizes whose product isn't the number of devices.
   """
   axes = dict(axes or {"data": -1})
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
   if set(axes) != {"data"}:
     raise ValueError(f"config.mesh has the axes {list(axes)}: expected 'data' alone")
   sizes = list(axes.values())
   fixed = math.prod(s for s in sizes if s != -1)
-  sizes = [devices // fixed if s == -1 else s for s in sizes]
-  if math.prod(sizes) != devices:
-    raise ValueError(f"config.mesh {axes} needs {math.prod(sizes)} devices, here are {devices}: "
+  sizes = [len(devices) // fixed if s == -1 else s for s in sizes]
+  if math.prod(sizes) != len(devices):
+    raise ValueError(f"config.mesh {axes} needs {math.prod(sizes)} devices, here are {len(devices)}: "
                      "use -1 for what is left")
-  return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=(AxisType.Auto,) * len(sizes))
+  return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=(AxisType.Auto,) * len(sizes),
+                       devices=devices)
 
 
 def replicated(mesh):
@@ -36,9 +38,9 @@ def replicated(mesh):
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh, axis=0):
-  """The sharding of arrays whose dimension `axis` runs over examples."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+def batched(mesh):
+  """The sharding of arrays whose first dimension runs over examples."""
+  return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def put_batch(batch, mesh):
