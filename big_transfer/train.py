@@ -54,8 +54,9 @@ class Settings:
     evals: `{name: {...}}`, see `evaluators`.
     loss: "sigmoid_xent" or "softmax_xent".
     label_smoothing: in [0, 1).
-    augment: `crop_padding` and `flip`, done within the step; `mixup` (α of its Beta distribution;
-      without the key it isn't even compiled); `inception_crop`, done on the host, for large data.
+    augment: `crop_padding` (pixels) and `flip`, done within the step; `mixup` (α of its Beta
+      distribution; None, the default, isn't even compiled); `inception_crop`, done on the host,
+      for large images.
     accumulate: micro-batches a step.
     seed: of initial parameters, order of the data and augmentation.
     mesh: `{"data": devices}`, -1 for all.
@@ -83,6 +84,15 @@ class Settings:
 
 class NonFiniteError(ArithmeticError):
   """Training diverged; the message says when and what to turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augment:
+  """The section `augment` of a config."""
+  crop_padding: int = 0
+  flip: bool = False
+  mixup: float | None = None
+  inception_crop: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +124,12 @@ class _Run:
     rate = self.optimiser.hparams["lr"] * self.schedule[step]
     return {"seed": np.uint32(s.seed), "optim": {**self.optimiser.hparams, "lr": rate},
             "label_smoothing": np.float32(s.label_smoothing),
-            "mixup": np.float32(s.augment.get("mixup", 0.0))}
+            "mixup": np.float32(_Augment(**s.augment).mixup or 0.0)}
 
   def batches(self, step):
     """The training batches of this process from `step` on."""
     s, augment = self.settings, None
-    if s.augment.get("inception_crop"):
+    if _Augment(**s.augment).inception_crop:
       augment = transforms.inception_crop(s.image_size)
     return pipeline.train_batches(
         self.train, batch_size=s.batch_size, seed=s.seed, step=step, augment=augment,
@@ -227,15 +237,16 @@ def _prepare(settings, stop_check):
   def prepare(source):
     return pipeline.prepare(source, settings.image_size, fit=settings.fit)
 
+  optimiser = dict(settings.optim)
+  schedule = build(schedules.unit_schedule, optimiser.pop("schedule", {}), "optim.schedule",
+                   total_steps=settings.total_steps)
+  configuring.check(optim.build, optimiser, "optim", given=("names",))
   train_examples, test = prepare(upstream.open("train")), prepare(upstream.open("test"))
   program = program_lib.build(classes=train_examples.num_classes, **_program_arguments(settings))
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
       check=stop_check, prepare=prepare, upstream=(upstream.name, test, program.loss),
       batch_size=settings.eval_batch_size)
-  optimiser = dict(settings.optim)
-  schedule = build(schedules.unit_schedule, optimiser.pop("schedule", {}), "optim.schedule",
-                   total_steps=settings.total_steps)
   saving = build(_Saving, settings.checkpoint, "checkpoint")
   return _Run(
       settings=settings, program=program, schedule=schedule, saving=saving, upstream=upstream,
@@ -247,11 +258,12 @@ def _prepare(settings, stop_check):
 def _program_arguments(settings):
   """What a program is compiled from, but the number of classes."""
   optimiser = {k: v for k, v in settings.optim.items() if k not in ("lr", "rules", "schedule")}
-  augment = {k: v for k, v in settings.augment.items() if k not in ("mixup", "inception_crop")}
+  augment = configuring.build(_Augment, settings.augment, "augment")
   return dict(
       model=settings.model, image_size=settings.image_size, optimiser=optimiser,
       patterns=[pattern for pattern, _ in settings.optim["rules"]], loss=settings.loss,
-      augment=augment, mixup="mixup" in settings.augment, accumulate=settings.accumulate,
+      augment=dict(crop_padding=augment.crop_padding, flip=augment.flip),
+      mixup=augment.mixup is not None, accumulate=settings.accumulate,
       mesh=settings.mesh)
 
 

@@ -153,19 +153,18 @@ def parse_values(config: ConfigDict, texts: Mapping[str, str]) -> dict[str, Any]
   return plain(_read_back(config, values))
 
 
-def build(function: Callable, section: Mapping | None, where: str, **given) -> Any:
-  """Calls `function(**section, **given)`, once each key is known to be one of its parameters.
+def check(function: Callable, section: Mapping, where: str, given: Sequence[str] = ()) -> None:
+  """Checks that `function(**section, **given)` can be called: each key known, none missing.
 
   Args:
     function: a function, a dataclass or a Flax module class.
-    section: the part of the config that holds the arguments; None stands for an empty one.
+    section: the part of the config that holds the arguments.
     where: the section's path in the config, "optim" or "" for the top; for messages.
-    **given: arguments that the code provides, which the config therefore may not.
+    given: names of arguments that the code provides, which the config therefore may not.
 
   Raises:
     ConfigError: a key that is no parameter, or a required parameter that is missing.
   """
-  section = {} if section is None else {key: section[key] for key in section}
   prefix = f"{where}." if where else ""
   signature = inspect.signature(function).parameters
   parameters = {name: p for name, p in signature.items()
@@ -187,6 +186,12 @@ def build(function: Callable, section: Mapping | None, where: str, **given) -> A
     raise ConfigError(f"config section '{where or 'config'}' lacks "
                       f"{_listing([prefix + name for name in missing])}, which "
                       f"{function.__name__} needs; got {_listing(section) or 'nothing'}")
+
+
+def build(function: Callable, section: Mapping | None, where: str, **given) -> Any:
+  """Calls `function(**section, **given)` once `check` has passed; None is an empty section."""
+  section = {} if section is None else {key: section[key] for key in section}
+  check(function, section, where, tuple(given))
   return function(**section, **given)
 
 
