@@ -216,7 +216,8 @@ def _cell_fit(kind, us_N, ds_N, run_N, level, resamples):
       "us_high": float(us_N.max()), "ds_best": float(ds_N.max()), "level": level}
   span = us_N.max() - us_N.min()
   if runs < MIN_RUNS or span < MIN_SPAN:
-    reason = (f"{runs} run{'s' if runs != 1 else ''}; at least {MIN_RUNS} are needed" if runs < MIN_RUNS else
+    reason = (f"{runs} run{'s' if runs != 1 else ''}; at least {MIN_RUNS} are needed"
+              if runs < MIN_RUNS else
               f"upstream accuracies span {span:.3f}; at least {MIN_SPAN} is needed")
     return line | {"status": "no fit", "reason": reason}
   fitted = fit_points(kind, us_N, ds_N)
