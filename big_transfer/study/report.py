@@ -229,7 +229,8 @@ intervals in grey; where one is not identified there is no line.</p>
 <h2>The fits</h2>
 <p>Least squares in accuracy. Hull fits use the inner edges of the upper hull at evenly spaced
 upstream accuracies. “Not identified” means that the interval covers most of what lies above the
-best run or all that the runs reached, that the law fits best with no irreducible error, or that no run
+best run or all that the runs reached, that the law fits best with no irreducible error, or
+that no run
 comes near enough to an upstream accuracy of 1. Intervals are by subsampling runs, nominally
 {100 * level:g} %. In trials with planted laws, at 24 to 200 runs, nominal 90 % held the truth in
 89 to 100 % of data sets, and in 80 % for the hardest law; but noise in the accuracies themselves
