@@ -80,7 +80,8 @@ def npz(path: str, split: str = "train", *, image_key: str | None = None,
   """An .npz of images and labels.
 
   Arrays are looked for as x_SPLIT and y_SPLIT, then SPLIT_images and SPLIT_labels, then images and
-  labels; the last have no split, so "train" and "test" are hashed sides and "all" is everything.
+  labels. The last, and arrays named by the options, have no split, so "train" and "test" are hashed
+  sides of them and "all" is everything.
 
   Args:
     path: the file.
@@ -98,7 +99,7 @@ def npz(path: str, split: str = "train", *, image_key: str | None = None,
   if not file.is_file():
     raise ValueError(f"{name}: no such file; expected one written by numpy.savez.")
   with _open_npz(file, name) as arrays:
-    image_key, label_key = _keys(list(arrays), split, image_key, label_key, name)
+    image_key, label_key, own_split = _keys(list(arrays), split, image_key, label_key, name)
   labels = _member(file, label_key, name)
   if labels.ndim == 2 and labels.shape[1] == 1:
     labels = labels[:, 0]
@@ -109,11 +110,11 @@ def npz(path: str, split: str = "train", *, image_key: str | None = None,
     # The whole array decides, so that the two sides of a hashed split agree.
     num_classes = int(labels.max()) + 1 if len(labels) else 0
   chosen = None
-  if split not in image_key:
+  if not own_split:
     chosen = _side([str(i) for i in range(len(labels))], split, test_fraction, name)
   spec = {"name": name, "split": split, "path": str(file), "size": file.stat().st_size,
           "mtime_ns": file.stat().st_mtime_ns, "image_key": image_key, "label_key": label_key,
-          "num_classes": num_classes, "test_fraction": test_fraction if chosen else None}
+          "num_classes": num_classes, "test_fraction": None if own_split else test_fraction}
   side = labels if chosen is None else labels[chosen]
   make = functools.partial(_npz_images, file, image_key, name, len(labels), chosen)
   return ArraySource(spec, side, num_classes, make)
@@ -155,17 +156,20 @@ def _member(file: pathlib.Path, key: str, name: str) -> np.ndarray:
                        "Python objects, in a whole file. Write it again.") from error
 
 
-def _keys(known: list[str], split: str, image_key, label_key, name: str) -> tuple[str, str]:
+def _keys(known: list[str], split: str, image_key, label_key, name: str
+          ) -> tuple[str, str, bool]:
+  """The names of both arrays, and whether they hold this split alone."""
   patterns = [(f"x_{split}", f"y_{split}"), (f"{split}_images", f"{split}_labels"),
               ("images", "labels")]
   guess = next((pair for pair in patterns if set(pair) <= set(known)), (None, None))
+  own_split = not (image_key or label_key) and guess in patterns[:2]
   image_key, label_key = image_key or guess[0], label_key or guess[1]
   for what, key in (("image", image_key), ("label", label_key)):
     if key not in known:
       wanted = repr(key) if key else " or ".join(" and ".join(pair) for pair in patterns)
       raise ValueError(f"{name}, split {split!r}: expected arrays {wanted}; found "
                        f"{', '.join(known) or 'none'}. Name it with the option {what}_key.")
-  return image_key, label_key
+  return image_key, label_key, own_split
 
 
 def _side(names: list[str], split: str, test_fraction: float, where: str) -> list[int]:

@@ -65,8 +65,7 @@ class TfdsSource:
       else:
         message = str(error)
       raise ValueError(f"{self.name}: no split {self._split!r}: {message}") from error
-    if not sum(i.takes_examples for i in instructions if hasattr(i, "takes_examples")) \
-        and not sum(i.examples_in_shard for i in instructions):
+    if not sum(i.examples_in_shard for i in instructions):
       raise ValueError(f"{self.name}: split {self._split!r} is empty; expected at least one "
                        "example. Choose another split.")
     missing = [i.filename for i in instructions if not pathlib.Path(i.filename).exists()]

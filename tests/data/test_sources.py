@@ -152,6 +152,10 @@ def test_npz_without_splits_is_split_once(tmp_path):
   both = np.concatenate([train.images[:, 0, 0, 0], test.images[:, 0, 0, 0]])
   np.testing.assert_array_equal(np.sort(both), np.sort(IMAGES[:, 0, 0]))
   assert len(open_source(name, "all")) == 30 and 0 < len(test) < 15
+  named = open_source(name, "test", image_key="images", label_key="labels")
+  np.testing.assert_array_equal(named.images, test.images)
+  with pytest.raises(ValueError, match="no split 'image'"):
+    open_source(name, "image")
 
 
 @pytest.mark.parametrize("arrays, options, message", [

@@ -18,7 +18,7 @@ MAPS = 4
 DEPTH = {2: 10, 3: 6, 4: 5}
 STARTS = {2: 2, 3: 3, 4: 2}
 CODE = 16  # side of the pictures by which systems are told apart
-ALIKE = 0.8  # correlation of two such pictures from which on they count as one
+ALIKE = 0.7  # correlation of two such pictures from which on they count as one
 
 
 def fractals(split: str, *, classes: int = 60, per_class: int = 200, test_per_class: int = 50,
@@ -38,9 +38,9 @@ def fractals(split: str, *, classes: int = 60, per_class: int = 200, test_per_cl
     seed: which systems and renderings.
     first_class: number of the first class.
     noise: standard deviation of the pixel noise, where 1 is the range from black to white.
-    jitter: how much renderings of one class differ in maps, rotation (10 degrees either way at
-      1), size and place; 0 for not at all. At 2, with noise 0.15, a small ViT that learns the
-      default to 0.78 in 400 steps hardly gets off the ground.
+    jitter: how much renderings of one class differ in maps, rotation (14 degrees either way at
+      1), size and place; 0 for not at all. It sets the difficulty: a linear model of 16x16 pixels
+      and 40 images per class gets 0.90 at 1 and 0.70 at 1.3.
 
   Raises:
     ValueError: unknown split, or an argument out of its range.
@@ -193,12 +193,12 @@ def _pictures(maps_NK23: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarra
 def _render(maps_K23: np.ndarray, count: int, look: Look, rng: np.random.Generator) -> np.ndarray:
   """`count` renderings of one system, uint8 (count, S, S, 3)."""
   number, size, jitter = len(maps_K23), look.size, look.jitter
-  maps = maps_K23 + jitter * rng.normal(0, 0.015, (count, number, 2, 3)).astype(np.float32)
-  angle = jitter * rng.uniform(-0.175, 0.175, count)
+  maps = maps_K23 + jitter * rng.normal(0, 0.01, (count, number, 2, 3)).astype(np.float32)
+  angle = jitter * rng.uniform(-0.25, 0.25, count)
   turn = _rotation(angle).astype(np.float32)[:, None]
   points = _framed(turn @ _attractor(maps))
-  scale = 0.9 + jitter * rng.uniform(-0.075, 0.05, (count, 1, 1, 1))
-  shift = jitter * rng.uniform(-0.06, 0.06, (count, 1, 2, 1))
+  scale = 0.9 + jitter * rng.uniform(-0.12, 0.05, (count, 1, 1, 1))
+  shift = jitter * rng.uniform(-0.1, 0.1, (count, 1, 2, 1))
   density = _density((points * scale + shift).astype(np.float32), size)
   total = density.sum(axis=1)
   tone = np.log1p(total) / np.log1p(total.max(axis=(1, 2), keepdims=True))

@@ -145,7 +145,7 @@ def _render(scene: Scene, look: Look, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cover(x, y, radius, angle, shape, middle) -> np.ndarray:
-  """How much of each pixel an object covers, (n, S, S): its signed distance, softened by a pixel."""
+  """How much of each pixel an object covers, (n, S, S), with an edge one pixel soft."""
   cast = lambda v: np.asarray(v, np.float32)[:, None, None]
   x, y, radius, cos, sin = map(cast, (x, y, radius, np.cos(angle), np.sin(angle)))
   dx, dy = middle[None, None, :] - x, y - middle[None, :, None]  # dy points up
