@@ -22,10 +22,13 @@ def self_attention(x_BLD, query, key, value, out, *, method: str = "auto") -> ja
       implementation; "auto", "matmul" on CPU and "xla" elsewhere.
 
   Raises:
-    ValueError: an unknown method.
+    ValueError: an unknown method, or "cudnn" where there is no GPU.
   """
   if method not in METHODS:
     raise ValueError(f"attention: expected one of {', '.join(METHODS)}, got {method!r}")
+  if method == "cudnn" and jax.default_backend() != "gpu":
+    raise ValueError(f"attention: \"cudnn\" needs a GPU, this is {jax.default_backend()}; "
+                     f"take \"auto\"")
   if method == "auto":
     method = "matmul" if jax.default_backend() == "cpu" else "xla"
   B, L, D = x_BLD.shape

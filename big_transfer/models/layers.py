@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Initialiser = Callable[..., jax.Array]
+UNPOOLED = "unpooled_"
 
 
 def check_images(images_BHWC: jax.Array) -> None:
@@ -41,8 +42,8 @@ def tap(module: nn.Module, name: str, x: jax.Array,
   """Adds the tap of this name to an unpooled output, and shows the output to who asks for it.
 
   The gradient of a loss at `taps[name] = 0` is its gradient with respect to the block's output.
-  Unpooled outputs are sown into the collection "intermediates", which costs nothing unless
-  `apply(..., mutable=["intermediates"])` asks for it.
+  Unpooled outputs are sown into the collection "intermediates" as unpooled_block_00 and so on,
+  which costs nothing unless `apply(..., mutable=["intermediates"])` asks for it.
 
   Raises:
     ValueError: the tap has not the output's shape.
@@ -53,7 +54,7 @@ def tap(module: nn.Module, name: str, x: jax.Array,
                        f"{taps[name].shape}; shapes.tap_shapes(model, images.shape) lists them all")
     x = x + taps[name].astype(x.dtype)
   if not module.is_initializing():
-    module.sow("intermediates", name, x)
+    module.sow("intermediates", UNPOOLED + name, x)
   return x
 
 
@@ -91,8 +92,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array, *, train: bool) -> jax.Array:
-    init = {"kernel_init": nn.initializers.xavier_uniform(),
-            "bias_init": nn.initializers.normal(1e-6)}
+    init = {"kernel_init": nn.initializers.xavier_uniform()}
     h_BLF = nn.gelu(Dense(self.hidden, self.dtype, name="Dense_0", **init)(x_BLD))
     h_BLF = nn.Dropout(self.dropout, deterministic=not train)(h_BLF)
     return Dense(x_BLD.shape[-1], self.dtype, name="Dense_1", **init)(h_BLF)

@@ -98,7 +98,7 @@ class GroupNorm(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-  """Pre-activation bottleneck: 1×1 to `features`, 3×3 (with the stride), 1×1 to 4 · features."""
+  """Pre-activation bottleneck: 1×1 to F = `features`, 3×3 (with the stride), 1×1 to 4 F."""
   features: int
   stride: int = 1
   method: str = "auto"
@@ -129,8 +129,9 @@ class Root(nn.Module):
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-    x_BHWC = StdConv(self.features, self.kernel, self.stride, self.method, self.dtype,
-                     name="conv_root")(x_BHWC)
+    conv = StdConv(self.features, self.kernel, self.stride, self.method, self.dtype,
+                   name="conv_root")
+    x_BHWC = conv(x_BHWC)
     if not self.pool:
       return x_BHWC
     # BiT pads with zeros, not with -inf, before pooling.

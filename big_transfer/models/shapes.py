@@ -1,6 +1,5 @@
 """Variant names and what they stand for; parameter and FLOP counts, without allocating anything."""
 from collections.abc import Mapping, Sequence
-import difflib
 import math
 import re
 from types import MappingProxyType
@@ -9,6 +8,9 @@ from flax import linen as nn
 import jax
 from jax.extend import core
 import jax.numpy as jnp
+
+from big_transfer.models import checking
+from big_transfer.models import layers
 
 # width, depth, mlp_dim, heads. Ti S B L: 2010.11929 table 1 and 2012.12877 table 1; H: the same
 # table 1; M mu and the large ones: 2106.04560 table 2 and 2305.13035 (So400m).
@@ -46,15 +48,14 @@ def variant_arguments(name: str, variant: str) -> dict[str, object]:
   match = re.fullmatch(r"(\w+)/(\d+)", variant)
   if match and match[1] in sizes:
     return dict(zip(fields, sizes[match[1]]), patch=int(match[2]))
-  raise ValueError(_unknown(name, variant, [f"{s}/{p}" for s in sizes for p in (8, 14, 16, 32)],
-                            "<size>/<patch>, as B/16"))
+  known = [f"{size}/{patch}" for size in sizes for patch in (8, 14, 16, 32)]
+  raise ValueError(_unknown(name, variant, known, "<size>/<patch>, as B/16"))
 
 
 def _unknown(name: str, variant: str, known: Sequence[str], form: str) -> str:
-  close = difflib.get_close_matches(variant, known, n=1)
-  hint = f"; did you mean {close[0]}?" if close else ""
-  sizes = ", ".join(dict.fromkeys(re.split(r"[/x]", k)[0] for k in known))
-  return f"variant: {name} has no {variant!r}{hint} Expected {form}, with {sizes}"
+  sizes = ", ".join(dict.fromkeys(re.split("[/x]", k)[0] for k in known))
+  return (f"variant: {name} has no {variant!r}{checking.hint(variant, known)} "
+          f"Expected {form}, with {sizes}")
 
 
 def count_parameters(model: nn.Module, image_shape: Sequence[int]) -> int:
@@ -72,7 +73,7 @@ def tap_shapes(model: nn.Module, images_shape: Sequence[int]) -> dict[str, tuple
   found = {}
   for path, value in jax.tree_util.tree_leaves_with_path(sown["intermediates"]):
     keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
-    found[keys[-1]] = value.shape
+    found[keys[-1].removeprefix(layers.UNPOOLED)] = value.shape
   return {name: found[name] for name in sorted(found, key=lambda n: (n != "stem", n))}
 
 
