@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The benchmark: a tiny ViT's step, loop, start, probes and memory; about 3 minutes on 2 cores.
+#   launch/bench.sh [--out FILE.json] [--only NAME …] [--big-vision PATH]
+# --big-vision: a checkout of big_vision, whose model is then timed beside ours. CIFAR-10 is read
+# from TFDS_DATA_DIR; where it is missing, built-in fractals take its place.
+set -euo pipefail
+caller=$PWD
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/setup.sh"
+cd "$caller"  # paths in the arguments are relative to it
+exec "$PYTHON" "$here/../tests/bench" "$@"
