@@ -169,6 +169,7 @@ def train(config, workdir, *, name="", overrides=None, allow_changes=False):
         id=configuring.identity("run", config, configuring.HOUSEKEEPING), name=name,
         overrides=overrides or {}, status="running", error=None, signal=None, **_facts(run))
     clock = collections.Counter(before.get("timings", {}))
+    clock.pop("first step", None)  # of this process, not of the one before
     try:
       with checkpoint.Checkpoints(record.folder / "checkpoints", run.saving.keep) as checkpoints:
         state, evaluated = _start(run, checkpoints, record)
@@ -188,6 +189,10 @@ def train(config, workdir, *, name="", overrides=None, allow_changes=False):
           batch = sharding.put_batch(next(batches), run.program.mesh)
           state, measures = run.program.step(state, batch, run.hparams(step))
           step, evaluated = step + 1, False
+          if "first step" not in clock:
+            jax.block_until_ready(measures)
+            clock["first step"] = time.time() - started
+            progress.restart(step)
           in_flight.append(measures)  # bounds how far this process runs ahead of its devices
           if len(in_flight) > 2:
             jax.block_until_ready(in_flight.popleft())
@@ -314,6 +319,8 @@ def _evaluate(run, state, step, record, progress, clock):
       progress.evaluated(item.name, item.every, time.time() - began)
   examples = step * run.settings.batch_size
   record.append({"step": step, "examples": examples, **row} for row in rows)
+  if rows:
+    progress.measured(step, rows)
   return True
 
 

@@ -1,6 +1,9 @@
 """The live line of a run: step, loss, examples a second, time left."""
+import collections
 import sys
 import time
+
+CLEAR = "\r\033[K"  # to the start of the terminal's line, and empty it
 
 
 class Progress:
@@ -19,6 +22,10 @@ class Progress:
     self._evaluations = {}
     self._live = sys.stdout.isatty()
 
+  def restart(self, step):
+    """Forgets the time so far: the first step's, which is mostly compilation."""
+    self._last = (time.time(), step)
+
   def evaluated(self, name, every, seconds):
     """Tells of an evaluation, whose time is not training's."""
     self._evaluations[name] = (every, seconds)
@@ -32,7 +39,17 @@ class Progress:
     self._last = (now, step)
     line = (f"step {step}/{self._total} · loss {loss:.4g} · "
             f"{self._rate * self._batch_size:,.0f} examples/s · {_clock(self._left(step))} left")
-    print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+    print(f"{CLEAR}{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+
+  def measured(self, step, rows):
+    """Prints what was measured at a step, means over seeds."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+      if row["metric"] == "accuracy" and row.get("value") is not None:
+        shots = f"@{row['shots']}" if row.get("shots") else ""
+        groups[f"{row['task']}{shots}"].append(row["value"])
+    text = " · ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in groups.items())
+    print(f"{CLEAR if self._live else ''}step {step} accuracy: {text}", flush=True)
 
   def end(self, text):
     """Prints the last word."""
