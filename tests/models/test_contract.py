@@ -26,7 +26,8 @@ def build(family, **overrides):
 
 
 def images(seed=0, batch=4, size=16):
-  return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (batch, size, size, 3)), jnp.float32)
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.uniform(-1, 1, (batch, size, size, 3)), jnp.float32)
 
 
 @functools.lru_cache
@@ -116,13 +117,6 @@ def test_tap_gradient_equals_direct_gradient(family):
     bias = by_param["embedding" if family == "gap" else "stem"]["bias"]
     np.testing.assert_allclose(by_tap["stem"].sum(axis=(0, 1)), bias, rtol=1e-3, atol=1e-5)
   assert all(np.abs(g).max() > 0 for g in by_tap.values())
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_zero_taps_change_nothing(family):
-  taps = {n: jnp.zeros(s) for n, s in shapes.tap_shapes(build(family), (4, 16, 16, 3)).items()}
-  tapped = compiled(family)(params(family), images(), taps)[0]
-  np.testing.assert_allclose(tapped[0], forward(family)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
