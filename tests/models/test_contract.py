@@ -31,18 +31,13 @@ def images(seed=0, batch=4, size=16):
 
 
 @functools.lru_cache
-def initial(family):
-  model = build(family, head_bias=-10.0, dtype="bfloat16")
-  return models.initialise(model, jax.random.key(0), (16, 16, 3))
-
-
-@functools.lru_cache
 def params(family):
   """Parameters far from their initial values, so that no zero hides a mistake."""
-  tree = jax.tree.map(np.asarray, initial(family))
-  tree["head"]["bias"] = np.zeros(5, np.float32)
+  shape = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  tree = jax.eval_shape(build(family).init, jax.random.key(0), shape)["params"]
   rng = np.random.default_rng(1)
-  return jax.tree.map(lambda p: p + jnp.asarray(rng.normal(0, 0.2, p.shape), p.dtype), tree)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, p: jnp.asarray(rng.normal(path[-1].key == "scale", 0.2, p.shape), p.dtype), tree)
 
 
 @functools.lru_cache
@@ -132,9 +127,12 @@ def test_bfloat16_computes_close_to_float32(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_starts_at_the_head_bias_with_float32_parameters(family):
-  p = initial(family)
-  assert {leaf.dtype for leaf in jax.tree.leaves(p)} == {jnp.dtype("float32")}
-  logits, _ = forward(family, p, dtype="bfloat16")
+  model = build(family, head_bias=-10.0, dtype="bfloat16")
+  init = jax.jit(lambda rng: model.init(rng, images())["params"]["head"], compiler_options=QUICK)
+  abstract = jax.eval_shape(model.init, jax.random.key(0), images())["params"]
+  assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
+  logits, _ = forward(family, {**params(family), "head": init(jax.random.key(0))},
+                      dtype="bfloat16")
   np.testing.assert_array_equal(logits, np.full((4, 5), -10.0))
 
 
@@ -145,7 +143,7 @@ def test_an_example_does_not_see_its_neighbours(family):
       forward(family, x=x[::-1])[0][::-1], forward(family, x=x)[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["vit", "mixer", "resnet"])
 def test_a_sharded_batch_gives_the_same_logits(family):
   mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

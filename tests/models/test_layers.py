@@ -57,8 +57,7 @@ def test_patches_are_a_strided_convolution():
   assert_same(layers.Patches(6, 4), Convolution(6, (4, 4), (4, 4), "VALID"), normal(0, 2, 8, 12, 3))
 
 
-@pytest.mark.parametrize("method", ["matmul", "xla"])
-@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("method, heads", [("matmul", 1), ("matmul", 4), ("xla", 4)])
 def test_attention_is_flax_attention(method, heads):
   theirs = nn.MultiHeadDotProductAttention(num_heads=heads, deterministic=True)
   assert_same(vit.SelfAttention(heads, method), theirs, normal(0, 3, 5, 8))
@@ -78,7 +77,7 @@ def test_group_norm_is_flax_group_norm(channels, groups):
 
 
 @pytest.mark.parametrize("kernel, stride, size", [
-    (1, 1, 5), (1, 2, 6), (1, 2, 5), (3, 1, 5), (3, 2, 6), (3, 2, 5), (7, 2, 9), (4, 4, 8)])
+    (1, 1, 5), (1, 2, 6), (3, 1, 5), (3, 2, 6), (3, 2, 5), (5, 2, 7), (4, 4, 8)])
 def test_convolution_as_matrix_product(kernel, stride, size):
   arguments = normal(0, 2, size, size, 3), normal(1, kernel, kernel, 3, 5)
   assert_same_function(*(functools.partial(resnet.convolve, stride=stride, method=method)
