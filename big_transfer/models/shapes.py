@@ -1,5 +1,5 @@
 """Variant names and what they stand for; parameter and FLOP counts, without allocating anything."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import math
 import re
 from types import MappingProxyType
