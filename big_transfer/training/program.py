@@ -1,11 +1,11 @@
 """What is compiled once and serves every run that differs only in array-valued settings."""
 import functools
 import json
+import math
 from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_transfer import models
 from big_transfer import trees
@@ -74,8 +74,9 @@ def _build(text):
   image_shape = (settings["image_size"], settings["image_size"], 3)
   mesh = sharding.make_mesh(settings["mesh"])
   params = jax.eval_shape(
-      module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-  names = list(trees.flatten(params["params"]))
+      module.init, jax.random.key(0),
+      jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))["params"]
+  names = list(trees.flatten(params))
   tx = optim.build(names, [(pattern, {}) for pattern in settings["patterns"]], lr=0.0,
                    **settings["optimiser"]).tx
 
@@ -93,11 +94,11 @@ def _build(text):
   everywhere, split = sharding.replicated(mesh), sharding.batched(mesh)
   like = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      jax.eval_shape(init, np.uint32(0)))
+      jax.eval_shape(lambda p: step_lib.start(p, tx), params))
   return Program(
       apply=module.apply,
       label=models.label(name, variant, module),
-      parameters=shapes.count_parameters(module, image_shape),
+      parameters=sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
       flops=shapes.flops_per_example(module, image_shape),
       names=names,
       mesh=mesh,

@@ -35,10 +35,12 @@ class Progress:
     """Prints the line."""
     now = time.time()
     began, begin = self._last
-    self._rate = (step - begin) / max(now - began, 1e-6)
+    line = f"step {step}/{self._total} · loss {loss:.4g}"
+    if step > begin:  # not right after `restart`, when nothing is known of the rate
+      self._rate = (step - begin) / max(now - began, 1e-6)
+      line += (f" · {self._rate * self._batch_size:,.0f} examples/s · {_clock(self._left(step))} "
+               "left")
     self._last = (now, step)
-    line = (f"step {step}/{self._total} · loss {loss:.4g} · "
-            f"{self._rate * self._batch_size:,.0f} examples/s · {_clock(self._left(step))} left")
     print(f"{CLEAR}{line}" if self._live else line, end="" if self._live else "\n", flush=True)
 
   def measured(self, step, rows):

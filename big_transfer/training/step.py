@@ -28,10 +28,15 @@ def make_init(model, image_shape, tx):
 
   def init(seed):
     params = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.float32))["params"]
-    return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params),
-                      bad_step=jnp.int32(-1))
+    return start(params, tx)
 
   return init
+
+
+def start(params, tx):
+  """The TrainState before the first step."""
+  return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params),
+                    bad_step=jnp.int32(-1))
 
 
 def make_train_step(apply, objective, tx, prepare, accumulate=1):
@@ -52,8 +57,9 @@ def make_train_step(apply, objective, tx, prepare, accumulate=1):
   """
 
   def gradients(params, batch, key, hparams):
-    grad = jax.value_and_grad(
-        lambda p, b, k: objective(apply, p, b, k, hparams), has_aux=True)
+    # Jitted, so that `eval_shape` and `scan` below share one tracing, half of all tracing.
+    grad = jax.jit(jax.value_and_grad(
+        lambda p, b, k: objective(apply, p, b, k, hparams), has_aux=True), inline=True)
     if accumulate == 1:
       (_, measures), grads = grad(params, batch, key)
       return grads, measures
