@@ -164,6 +164,7 @@ def train(config, workdir, *, name="", overrides=None, allow_changes=False):
       return record.update_run()
     started = time.time()
     run = _prepare(configuring.build(Settings, config, ""), interrupts.check)
+    record.write_config(config)  # not before it is known to be good: a typo claims no folder
     total_steps = run.settings.total_steps
     before = record.update_run(
         id=configuring.identity("run", config, configuring.HOUSEKEEPING), name=name,
@@ -220,7 +221,7 @@ def program_key(config):
 
 
 def _is_done(record, config, allow_changes):
-  """Compares with the config that the folder was begun with; writes it where it may change."""
+  """Whether the run is finished already, with this config; one it can't go on with is an error."""
   old = record.read_config() or config
   may_differ = configuring.OPERATIONAL if allow_changes else ()
   if changed := configuring.differences(old, config, ignore=may_differ):
@@ -228,7 +229,6 @@ def _is_done(record, config, allow_changes):
         f"{record.folder} was begun with another config:\n  " + "\n  ".join(changed) +
         "\nUse another --workdir, or the old values. Length, logging and saving alone "
         f"({', '.join(configuring.OPERATIONAL)}) may change, with --allow_changes")
-  record.write_config(config)
   run = record.update_run()
   return run.get("status") == "finished" and run["step"] == config.get("total_steps")
 
@@ -385,7 +385,8 @@ def main(argv=None):
     run = train(configuring.override(config, overrides), args.workdir, name=args.config,
                 overrides=overrides, allow_changes=args.allow_changes)
   except (ValueError, OSError, ArithmeticError) as e:
-    sys.exit(f"error: {e}" + "".join(f"\n  {note}" for note in getattr(e, "__notes__", ())))
+    notes = [note for note in getattr(e, "__notes__", ()) if note.startswith("in evaluator")]
+    sys.exit("\n  ".join([f"error: {e}", *notes]))
   if run["status"] == "interrupted":
     sys.exit(128 + run["signal"])
 

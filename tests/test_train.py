@@ -223,6 +223,12 @@ def test_bad_configs_say_what_and_where(tmp_path, change, message):
     train_lib.train(toy.config(**change), tmp_path / "run")
 
 
+def test_a_config_that_was_refused_claims_no_folder(tmp_path):
+  with pytest.raises(ValueError, match="expected one of"):
+    train_lib.train(toy.config(loss="hinge"), tmp_path)
+  assert train_lib.train(toy.config(), tmp_path)["status"] == "finished"
+
+
 def test_an_unknown_key_at_the_top(tmp_path):
   config = toy.config().to_dict() | {"total_step": 3}
   with pytest.raises(configuring.ConfigError, match="'total_step' is unknown"):
