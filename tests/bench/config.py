@@ -21,7 +21,10 @@ def get_config(arg="cifar10"):
       "fractals": dict(name="fractals", source="fractals",
                        options=dict(classes=10, per_class=2000, size=32))}[arg]
   config.model = dict(name="vit", width=64, depth=4, heads=4, mlp_dim=256, patch=4, pool="gap")
-  config.accumulate = 4  # on CPU the fastest of those that the benchmark compares
+  # On a CPU small micro-batches are fastest, in training and evaluation: their activations stay in
+  # the cache, and in memory that the allocator keeps instead of asking the system for it anew.
+  config.accumulate = 8
+  config.eval_batch_size = 64
   config.optim = dict(lr=1e-3, rules=((".*", dict(wd=0.1)),), schedule=dict(name="constant"))
   config.augment = dict(crop_padding=4, flip=True)
   config.evals = dict(upstream=dict(kind="classification", every=10**6))  # only at the end

@@ -68,11 +68,11 @@ class Trainer:
 
 
 class Forward:
-  """The forward pass of any model on one batch; arguments as of `Trainer`."""
+  """The forward pass of any model on one batch, of `size` images; arguments as of `Trainer`."""
 
-  def __init__(self, module, config):
-    self.images = config.batch_size
-    self._images = transforms.to_float(batch_of(config)["image"])
+  def __init__(self, module, config, size):
+    self.images = size
+    self._images = transforms.to_float(batch_of(config)["image"][:size])
     self._params = jax.jit(module.init)(jax.random.key(0), self._images[:1])
     self._apply = jax.jit(lambda params, images: module.apply(params, images)[0])
 
@@ -130,9 +130,10 @@ def linen(config):
   images = transforms.to_float(batch_of(config)["image"][:4])
   variables = jax.jit(module.init)(jax.random.key(1), images)
   variables["params"]["head"]["kernel"] += 0.1
-  difference = jnp.abs(module.apply(variables, images)[0] - ours(config).apply(variables, images)[0])
-  if not difference.max() < 1e-3:
-    raise ValueError(f"the baseline's logits differ from ours by {difference.max()}: expected "
+  theirs, our = (m.apply(variables, images)[0] for m in (module, ours(config)))
+  difference = jnp.abs(theirs - our).max()
+  if not difference < 1e-3:
+    raise ValueError(f"the baseline's logits differ from ours by {difference}: expected "
                      "below 1e-3; one of the two models has changed")
   return module
 
@@ -140,15 +141,17 @@ def linen(config):
 def step(config, args):
   """The train step alone, by the number of micro-batches."""
   del args
-  numbers = (1, 2, 4, 8)
+  numbers = (1, 4, 8)
   rates = alternate({n: Trainer(ours(config), config, n) for n in numbers})
   return [row(f"step, accumulate={n}", "images/s", rates[n]) for n in numbers]
 
 
 def forward(config, args):
-  """The forward pass alone."""
+  """The forward pass alone, at the training batch and at the evaluators'."""
   del args
-  return [row("forward", "images/s", alternate({0: Forward(ours(config), config)})[0])]
+  sizes = (config.batch_size, config.eval_batch_size)
+  rates = alternate({size: Forward(ours(config), config, size) for size in sizes})
+  return [row(f"forward, batch {size}", "images/s", rates[size]) for size in sizes]
 
 
 def ratio(config, args):
@@ -159,7 +162,7 @@ def ratio(config, args):
 
 def big_vision(config, args):
   """Ours beside big_vision's own model and few-shot maths."""
-  sys.path.insert(0, str(pathlib.Path(args.big_vision).resolve()))
+  sys.path.insert(0, args.big_vision)
   vit = importlib.import_module("big_vision.models.vit")
   m = config.model
   module = vit.Model(num_classes=CLASSES, width=m.width, depth=m.depth, mlp_dim=m.mlp_dim,
@@ -176,7 +179,8 @@ def _beside(config, name, module):
   n = config.accumulate
   rates = alternate({
       "ours": Trainer(ours(config), config, n), "theirs": Trainer(module, config, 1),
-      "ours forward": Forward(ours(config), config), "theirs forward": Forward(module, config)})
+      "ours forward": Forward(ours(config), config, config.batch_size),
+      "theirs forward": Forward(module, config, config.batch_size)})
   pairs = zip(rates["ours"], rates["theirs"])
   forwards = zip(rates["ours forward"], rates["theirs forward"])
   return [
@@ -223,7 +227,7 @@ def fewshot(config, args):
   params = [models.initialise(module, jax.random.key(i), shape) for i in range(4)]
   context = evaluators.Context(
       apply=module.apply, put=jax.device_put, check=lambda: None, prepare=prepare,
-      upstream=("", None, None), batch_size=256)
+      upstream=("", None, None), batch_size=config.eval_batch_size)
   task = tasks.resolve(config.upstream.to_dict() if args.data == "fractals" else args.data)
 
   began = time.perf_counter()
