@@ -45,8 +45,7 @@ def study(runs, out, *, steps="last", l2=1024.0, shots=None, level=0.9, resample
     out: the folder to write to; made if missing.
     steps: "last": a point is a run's last evaluation; "all": every evaluation is one.
     l2: ridge strength of the probes that count.
-    shots: shots a class of the overview, and the report's first choice; None: 10, or the most
-      that is not above it, or the fewest.
+    shots: shots a class of the overview, and the report's first choice; None: the most probed.
     level: nominal coverage of the intervals.
     resamples: subsamples for an interval.
     figures: whether to write figures/; the report has its own in any case.
@@ -81,7 +80,7 @@ def _shown_shots(points, shots):
   """The number of shots to show first."""
   known = sorted({point["shots"] for point in points if point["shots"] is not None})
   if shots is None:
-    return max((count for count in known if count <= 10), default=known[0] if known else None)
+    return max(known, default=None)
   if shots not in known:
     raise ValueError(f"--shots: expected one that was probed, "
                      f"{', '.join(map(str, known)) or 'none was'}; got {shots}")
@@ -126,7 +125,7 @@ def _parser():
                       help="a point is a run's last evaluation, or every one (default: last)")
   parser.add_argument("--l2", type=float, default=1024.0,
                       help="ridge strength of the probes that count (default: 1024)")
-  parser.add_argument("--shots", type=int, help="shots of the overview (default: 10 or fewer)")
+  parser.add_argument("--shots", type=int, help="shots of the overview (default: the most)")
   parser.add_argument("--level", type=float, default=0.9,
                       help="nominal coverage of the intervals (default: 0.9)")
   parser.add_argument("--resamples", type=int, default=200,

@@ -25,6 +25,7 @@ _LINE_DASHES = {HULL: [1, 0], HULL_FIT: [1, 0], ALL_FIT: [6, 3]}
 _KIND = {"hull": HULL_FIT, "all": ALL_FIT}
 _KEY = ("A mark is a run. Dotted: the saturation value of each fit, downstream accuracy as "
         "upstream goes to 100 %, with its interval.")
+_LEAST_SPAN = 0.1  # of an axis, in accuracy: less would make a landscape of one run, or of noise
 _CURVE = 60  # points of a drawn law: smooth at any size a figure is printed
 _FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 _CONFIG = {
@@ -62,7 +63,8 @@ def verdict(fits):
     return "too little to fit"
   if line["status"] != "ok":
     return "saturation not identified"
-  return (f"saturates at {100 * line['saturation']:.0f} % "
+  flat = line["hull_rise"] < saturation.FLAT
+  return (f"{'flat' if flat else 'saturates'} at {100 * line['saturation']:.0f} % "
           f"[{100 * line['saturation_low']:.0f}–{100 * line['saturation_high']:.0f}]")
 
 
@@ -95,7 +97,8 @@ def panel_data(points, fits):
     fits: the cell's lines of fits, dicts with `saturation.FIT_COLUMNS`.
 
   Returns:
-    Datasets by name: `points`, `lines` and `saturation`, each a list of plain dicts.
+    Datasets by name, each a list of plain dicts: `points`, `lines`, `saturation` and `frame`, two
+    places that the axes hold in any case.
   """
   known = [fit for fit in fits if fit["status"] == "ok"]
   ds = [point["ds_accuracy"] for point in points]
@@ -118,7 +121,18 @@ def panel_data(points, fits):
             "evaluation": "last" if point["last"] else "earlier",
             "probe_std": point["ds_std"], "probe_seeds": point["ds_seeds"]}
            for point in points]
-  return {"points": shown, "lines": _curves(points, fits, high), "saturation": bands}
+  frame = [{"us": us, "ds": ds}
+           for us, ds in zip(_widened([point["us_accuracy"] for point in points]), _widened(ds))]
+  return {"points": shown, "lines": _curves(points, fits, high), "saturation": bands,
+          "frame": frame}
+
+
+def _widened(values):
+  """The ends of an axis for accuracies: theirs, at least `_LEAST_SPAN` apart, within 0 and 1."""
+  span = max(max(values) - min(values), _LEAST_SPAN)
+  middle = (min(values) + max(values)) / 2.0
+  low = min(max(middle - span / 2.0, 0.0), 1.0 - span)
+  return low, low + span
 
 
 _TOOLTIP = (("model", "model", None), ("parameters", "parameters", ",d"),
@@ -217,7 +231,8 @@ def _chart(families, upstream, titled):
           tooltip=[altair.Tooltip(field, title=title, type="quantitative" if form else "nominal",
                                   format=form or altair.Undefined)
                    for field, title, form in _TOOLTIP])
-  return altair.layer(band, rule, lines, dots)
+  frame = altair.Chart(altair.NamedData(name="frame")).mark_point(opacity=0).encode(x=x, y=y)
+  return altair.layer(frame, band, rule, lines, dots)
 
 
 def specification(view, datasets):

@@ -97,6 +97,37 @@ def test_figures_are_drawn_from_the_tables_alone(found, tmp_path):
     figures.overview(study.points, study.fits, 3)
 
 
+def test_axes_span_a_tenth_at_least_and_stay_within_accuracies(found):
+  one = [point for point in found[0].points if point["task"] == "digits"][:1]
+  for us, ds in ((0.5, 0.3), (0.0, 1.0), (0.99, 0.02)):
+    (low, high) = figures.panel_data([one[0] | {"us_accuracy": us, "ds_accuracy": ds}], [])["frame"]
+    for name, value in (("us", us), ("ds", ds)):
+      assert high[name] - low[name] == pytest.approx(0.1)
+      assert 0.0 <= low[name] <= value + 1e-12 and value - 1e-12 <= high[name] <= 1.0
+
+
+def test_a_hull_that_hardly_moves_is_called_flat():
+  fit = {"fit": "hull", "status": "ok", "saturation": 0.2, "saturation_low": 0.19,
+         "saturation_high": 0.21, "hull_rise": 0.029}
+  assert figures.verdict([fit]) == "flat at 20 % [19–21]"
+  assert figures.verdict([fit | {"hull_rise": 0.031}]) == "saturates at 20 % [19–21]"
+
+
+def test_the_most_shots_are_shown_first(found):
+  assert command._shown_shots([{"shots": count} for count in (5, 25, None, 1)], None) == 25
+  assert "<option selected>10 shots</option>" in found[0].report.read_text()
+
+
+def test_the_page_has_one_legend(found):
+  data = _page_data(found[0].report.read_text())
+  assert all(channel.get("legend") is None for spec in data["specs"] for layer in spec["layer"]
+             for channel in layer["encoding"].values() if isinstance(channel, dict))
+  titles = {channel["legend"]["title"] for layer in data["legend"]["layer"]
+            for channel in layer["encoding"].values()
+            if isinstance(channel, dict) and channel.get("legend")}
+  assert titles == {"Lines", "Architecture", "Parameters"}
+
+
 def test_all_steps_are_marked_in_the_figure_and_the_page(found, tmp_path):
   _, out = found
   points = table.as_records(table.points(out / "rows.parquet", steps="all"))

@@ -54,11 +54,41 @@ def test_hull_and_all_points_are_stated_separately_and_differ():
   points = _points(*planted.shortfall_points(np.random.default_rng(0), 60, TRUTH))
   on_hull, on_all = saturation.fits(points, resamples=40)
   assert (on_hull["fit"], on_all["fit"]) == ("hull", "all")
-  assert "edges" in on_hull["data"] and on_all["data"] == "all points"
+  assert "short" in on_hull["data"] and on_all["data"] == "all points"
   assert on_hull["saturation"] > on_all["saturation"] + 0.02
   assert abs(on_hull["saturation"] - 0.9) < 0.04
   assert on_hull["rms"] < on_hull["loglinear_rms"]  # the planted law does saturate
   assert on_hull.keys() == saturation.FIT_COLUMNS.keys()
+
+
+# Upper hulls of the quickstart's runs: steep at first, then one edge over most of the range, and
+# (the second) a drop between two runs that are nearly perfect upstream.
+_LONG_LAST_EDGE = [
+    ([0.04, 0.065, 0.08, 0.17, 0.994], [0.156, 0.27, 0.32, 0.484, 0.891]),
+    ([0.04, 0.07, 0.17, 0.56, 0.992, 0.996], [0.168, 0.22, 0.39, 0.529, 0.654, 0.22]),
+]
+
+
+@pytest.mark.parametrize("us, ds", _LONG_LAST_EDGE)
+def test_the_fitted_curve_follows_a_hull_with_one_long_edge(us, ds):
+  us_N, ds_N = np.array(us), np.array(ds)
+  k, alpha, e_ir = saturation.fit_points("hull", us_N, ds_N).params[0]
+  us_G = np.linspace(0.1, 0.99, 90)
+  curve_G = 1.0 - k * (1.0 - us_G) ** alpha - e_ir
+  assert np.abs(curve_G - np.interp(us_G, us_N, ds_N)).max() < 0.1
+  assert np.abs(curve_G - np.interp(us_G, us_N, ds_N)).mean() < 0.035
+  assert ds_N.max() - 0.05 < 1.0 - e_ir < ds_N.max() + 0.05
+
+
+def test_only_short_outer_edges_are_left_out():
+  inner_us, inner_ds = np.array([0.2, 0.3, 0.5, 0.7, 0.8]), np.array([0.2, 0.4, 0.6, 0.7, 0.72])
+  def fitted(first_us, last_us):
+    us_N = np.array([first_us, *inner_us, last_us])
+    return saturation.fit_points("hull", us_N, np.array([0.0, *inner_ds, 0.6])).params[0]
+  alone = saturation.fit_points("hull", inner_us, inner_ds).params[0]
+  # Outer edges of a twentieth of the range don't count, and with a fifth they do.
+  assert abs(fitted(0.17, 0.83)[2] - alone[2]) < 0.01
+  assert fitted(0.17, 0.99)[2] > alone[2] + 0.01
 
 
 def test_the_same_points_give_the_same_numbers_in_any_order():
