@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/bench/coverage.py [--runs 24 50 200] [--sets 40] [--resamples 100]
 
-About 90 CPU seconds; prints the table in the docstring of `big_transfer.study.saturation`. Not a
+About 40 CPU seconds; prints the table in the docstring of `big_transfer.study.saturation`. Not a
 test: coverage is a property to know, with an error of its own, and tests/study holds a short form.
 
 Planted are five frontiers e_DS = k e_US^alpha + e_IR, `LAWS`, from nearly straight to one that
