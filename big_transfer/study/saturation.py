@@ -7,10 +7,8 @@ upper hull (what the best mixtures of runs reach) and on all points (what the av
 The hull is fitted along its edges, at evenly spaced upstream accuracies, so that the fit is the
 nearest law to the hull as a curve, not to its three to ten vertices. The runs with the lowest and
 the highest upstream accuracy are vertices whatever their downstream accuracy, which pulls a fit
-down; so the first and the last edge are left out where they are short and there are others. A long
-one stays: without an edge from 0.17 to 0.99 a fit saw a tenth of the range and ran 24 points above
-the hull. Of limits from 0.05 to 0.2 of the range, a tenth followed the hulls of real runs best, at
-coverages within 4 points of each other.
+down; so the first and the last edge are left out where they are short (a tenth of the range) and
+there are others. A long one stays: without it a fit would see but a part of the range.
 
 Intervals come from subsampling (Politis, Romano and Wolf, "Subsampling", 1999, symmetric
 intervals, section 2.5): the estimate on m < n runs, drawn without replacement, deviates from the
@@ -46,8 +44,8 @@ from big_transfer.study import fitting, hull, laws, table
 
 MIN_RUNS = 10  # subsamples have at least 8: fewer runs leave them nothing to differ in
 MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade off freely
-# Below this a noisy hull bends over by itself: 24 runs along a straight line between 0.1 and 0.3
-# "saturated" at 0.32 [0.29, 0.34]. The paper's runs reach 0.59.
+# Below this a noisy hull bends over by itself, though the runs lie along a straight line. (The
+# paper's reach 0.59.)
 MIN_REACH = 0.4
 # A hull that moves by less, in accuracy, is called flat: a saturation value is then where it lies.
 FLAT = 0.03
