@@ -70,7 +70,7 @@ class Settings:
   batch_size: int
   image_size: int
   evals: Mapping
-  eval_batch_size: int = 256
+  eval_batch_size: int = 64
   fit: str = "squash"
   loss: str = "sigmoid_xent"
   label_smoothing: float = 0.0

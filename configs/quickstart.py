@@ -40,7 +40,7 @@ def get_config():
   config.image_size = 32
   config.batch_size = 128
   config.accumulate = 4  # on CPU, micro-batches of 32 stay in cache: twice as fast
-  config.eval_batch_size = 128
+  config.eval_batch_size = 64
   config.total_steps = 320
   config.upstream = dict(name="fractals", source="fractals", options=dict(classes=CLASSES))
   config.model = MODELS["vit-small"]

@@ -1,7 +1,7 @@
 """The model families, all under one contract.
 
     model = build("vit", "Ti/16", num_classes=1000)
-    params = initialise(model, jax.random.key(0), (224, 224, 3))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
     logits, out = model.apply({"params": params}, images_BHWC, train=False)
 
 Images are floats in [-1, 1]. `out` is a flat dict with the same keys in every family: `stem`,
@@ -11,14 +11,10 @@ is one, else the mean over positions, before the final norm; `pre_logits` is wha
 the gradient at every layer (`shapes.tap_shapes` lists their shapes). Parameters are float32 and
 named as big_vision names them; the last layer is always `head`.
 """
-from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 from types import MappingProxyType
 
 from flax import linen as nn
-import jax
-import jax.numpy as jnp
 
 from big_transfer.models import checking
 from big_transfer.models import mixer
@@ -63,22 +59,6 @@ def build(name: str, variant: str | None = None, *, num_classes: int, dtype: str
   if missing:
     raise ValueError(f"model: {name} needs {', '.join(missing)}; give them, or a variant")
   return MODELS[name](**checking.checked(name, arguments))
-
-
-def initialise(model: nn.Module, rng: jax.Array, image_shape: Sequence[int]) -> dict:
-  """Parameters for images of shape (H, W, C), a pure function of `rng`.
-
-  Compiled without optimisation: drawing the numbers is quick, and on a CPU optimising the code
-  that draws them takes 2 to 5 times as long as everything else here.
-  """
-  return _compiled_init(model, tuple(image_shape))(rng)
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled_init(model: nn.Module, image_shape: tuple[int, ...]) -> Callable[..., dict]:
-  images = jnp.zeros((1, *image_shape), jnp.float32)
-  options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-  return jax.jit(lambda rng: model.init(rng, images)["params"], compiler_options=options)
 
 
 def label(name: str, variant: str | None, module: nn.Module) -> str:

@@ -26,7 +26,7 @@ def get_config(model="vit"):
   config.image_size = 32
   config.batch_size = 128
   config.accumulate = 4  # on CPU, micro-batches of 32 stay in cache: twice as fast
-  config.eval_batch_size = 128
+  config.eval_batch_size = 64
   config.total_steps = 400
   config.upstream = dict(name="fractals", source="fractals", options=dict(classes=60))
   config.model = MODELS[model]

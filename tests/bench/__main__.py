@@ -21,6 +21,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+ACCUMULATE = 8  # as in config.py
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain", "orbax-checkpoint")
 
 # big_vision at the same model and work, measured elsewhere: on 2 cores of another machine, whose
@@ -51,7 +52,10 @@ def main(argv=None):
   report = {"machine": _machine(), "data": data, "rows": []}
   for part in chosen:
     print(f"measuring {part} …", file=sys.stderr, flush=True)
-    rows = PARTS[part](part, data, env, args)
+    try:
+      rows = PARTS[part](data, env, args)
+    except RuntimeError as e:
+      sys.exit(f"error: the benchmark's part {part} failed: {e}")
     report["rows"] += [{**_summary(row), "part": part} for row in rows]
   report["machine"]["load after"] = os.getloadavg()
   args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -61,28 +65,75 @@ def main(argv=None):
   return report
 
 
-def _workload(part, data, env, args):
-  """Runs a function of `workloads.py`."""
-  command = [sys.executable, "-m", "tests.bench.workloads", part, "--data", data]
-  if part == "big_vision":
-    command += ["--big-vision", str(args.big_vision.resolve())]
-  run = _Process(command, env)
+def _workload(name, data, env, *arguments):
+  """Runs a function of `workloads.py` in a process; returns its rows and its peak memory row.
+
+  Raises:
+    RuntimeError: it failed; the message is the last line it printed.
+  """
+  run = _Process([sys.executable, "-m", "tests.bench.workloads", name, "--data", data,
+                  *map(str, arguments)], env)
   lines = [line for line, _ in run.lines()]
   code, peak, _, others = run.end()
   if code:
-    reason = lines[-1].strip() if lines else f"exit code {code}"
-    if part != "big_vision":
-      sys.exit(f"error: the benchmark's part {part} failed: {reason}\n" + "".join(lines[-20:]))
-    return [_row("big_vision", "", [], f"could not be run: {reason}")]
-  rows = json.loads(lines[-1])
-  rows = [{**row, "others": others} for row in rows]
-  # The other parts hold several models side by side, which no user does.
-  return rows + [_peak(part, peak, others)] if part == "fewshot" else rows
+    raise RuntimeError(lines[-1].strip() if lines else f"exit code {code}")
+  return [{**row, "others": others} for row in json.loads(lines[-1])], _peak(name, peak, others)
 
 
-def _first_step(part, data, env, args):
+def _step(data, env, args):
+  """The step by the number of micro-batches."""
+  del args
+  return [{**_workload("step", data, env, "--accumulate", n)[0][0], "name": f"step, accumulate={n}"}
+          for n in (1, 4, ACCUMULATE)]
+
+
+def _forward(data, env, args):
+  """The forward pass, at the training batch and at the evaluators'."""
+  del args
+  return [{**_workload("forward", data, env, "--batch", n)[0][0], "name": f"forward, batch {n}"}
+          for n in (256, 64)]
+
+
+def _fewshot(data, env, args):
+  del args
+  rows, peak = _workload("fewshot", data, env)
+  return rows + [peak]
+
+
+def _beside(other, data, env, *arguments):
+  """Ours and another model in turns, each in a process of its own; ratios pair by pair."""
+  rows = []
+  for name, ours in (("step", ("--accumulate", ACCUMULATE)), ("forward", ("--batch", 64))):
+    theirs = ("--model", other, *arguments)
+    pairs = [[statistics.median(_workload(name, data, env, *which)[0][0]["repeats"])
+              for which in (ours, theirs)] for _ in range(3)]
+    rows.append(_row(f"{name}, {other}", "images/s", [b for _, b in pairs]))
+    rows.append(_row(f"{name}, ours / {other}", "×", [a / b for a, b in pairs],
+                     "ours with " + " ".join(map(str, ours)) + "; in turns"))
+  return rows
+
+
+def _ratio(data, env, args):
+  """Ours beside the same architecture composed of flax.linen's modules, as big_vision's is."""
+  del args
+  return _beside("flax.linen", data, env)
+
+
+def _big_vision(data, env, args):
+  """Ours beside big_vision's model and few-shot maths; what can't be run is a row that says why."""
+  path, rows = ("--big-vision", args.big_vision.resolve()), []
+  for what, measure in (("model", lambda: _beside("big_vision", data, env, *path)),
+                        ("few-shot maths", lambda: _workload("ridge", data, env, *path)[0])):
+    try:
+      rows += measure()
+    except RuntimeError as e:
+      rows.append(_row(f"big_vision's {what}", "", [], f"could not be run: {e}"))
+  return rows
+
+
+def _first_step(data, env, args):
   """Seconds from the start of the command `train` to the end of the first step, three times."""
-  del part, args
+  del args
   seconds, cpu, others = [], [], []
   for _ in range(3):
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +153,7 @@ def _first_step(part, data, env, args):
           _row("first step, CPU time", "s", cpu, "of all threads; says more on a busy machine")]
 
 
-def _loop(part, data, env, args):
+def _loop(data, env, args):
   """The rate of `train` between its logs, warm-up, compiling and evaluation excluded."""
   del args
   with tempfile.TemporaryDirectory() as folder:
@@ -115,11 +166,11 @@ def _loop(part, data, env, args):
   logs = [(int(m[1]), when) for line, when in lines if (m := re.match(r"step (\d+)/", line))]
   rates = [(b - a) * batch / (then - now) for (a, now), (b, then) in zip(logs, logs[1:])]
   note = f"{data}, crop and flip, {logs[-1][0] - logs[0][0]} steps after warm-up"
-  return [{**_row("loop", "images/s", rates, note), "others": others}, _peak(part, peak, others)]
+  return [{**_row("loop", "images/s", rates, note), "others": others}, _peak("loop", peak, others)]
 
 
-PARTS = {"step": _workload, "forward": _workload, "first_step": _first_step, "loop": _loop,
-         "fewshot": _workload, "ratio": _workload, "big_vision": _workload}
+PARTS = {"step": _step, "forward": _forward, "first_step": _first_step, "loop": _loop,
+         "fewshot": _fewshot, "ratio": _ratio, "big_vision": _big_vision}
 
 
 class _Process:

@@ -1,6 +1,6 @@
 """What is measured inside a process of its own: the step, the forward pass, the probes.
 
-    python -m tests.bench.workloads fewshot --data cifar10
+    python -m tests.bench.workloads step --model flax.linen
 
 prints its rows as the last line, a JSON list. A row is `{"name", "unit", "repeats", "note"}`; the
 repeats are the values measured one after another once everything is compiled.
@@ -90,28 +90,19 @@ def batch_of(config):
       "slot": np.arange(config.batch_size, dtype=np.int32)})
 
 
-def alternate(functions, repeats=7, seconds=0.7):
-  """Images a second of each function, `{name: [rate, …]}`, in turns, so that load hits all alike.
+def rates(function, repeats=5, seconds=0.7):
+  """Images a second of `function` (which has the attribute `images`), once it is compiled.
 
   Args:
-    functions: `{name: callable with the attribute images}`; called twice before the clock starts.
-    repeats: turns.
-    seconds: about how long a turn of one function takes.
+    function: what is timed; returns when it is done.
+    repeats: how many rates.
+    seconds: about how long each is measured.
   """
-  calls = {}
-  for name, function in functions.items():
-    function()
-    began = time.perf_counter()
-    function()
-    calls[name] = max(1, round(seconds / (time.perf_counter() - began)))
-  rates = {name: [] for name in functions}
-  for _ in range(repeats):
-    for name, function in functions.items():
-      began = time.perf_counter()
-      for _ in range(calls[name]):
-        function()
-      rates[name].append(calls[name] * function.images / (time.perf_counter() - began))
-  return rates
+  function()
+  once = _seconds(function)
+  calls = max(1, round(seconds / once))
+  return [calls * function.images / _seconds(lambda: [function() for _ in range(calls)])
+          for _ in range(repeats)]
 
 
 def row(name, unit, repeats, note=""):
@@ -138,57 +129,38 @@ def linen(config):
   return module
 
 
-def step(config, args):
-  """The train step alone, by the number of micro-batches."""
-  del args
-  numbers = (1, 4, 8)
-  rates = alternate({n: Trainer(ours(config), config, n) for n in numbers})
-  return [row(f"step, accumulate={n}", "images/s", rates[n]) for n in numbers]
-
-
-def forward(config, args):
-  """The forward pass alone, at the training batch and at the evaluators'."""
-  del args
-  sizes = (config.batch_size, config.eval_batch_size)
-  rates = alternate({size: Forward(ours(config), config, size) for size in sizes})
-  return [row(f"forward, batch {size}", "images/s", rates[size]) for size in sizes]
-
-
-def ratio(config, args):
-  """Ours beside the baseline in one process, in turns: step as configured, step, forward."""
-  del args
-  return _beside(config, "flax.linen", linen(config))
-
-
 def big_vision(config, args):
-  """Ours beside big_vision's own model and few-shot maths."""
+  """big_vision's own model, of the checkout `args.big_vision`."""
   sys.path.insert(0, args.big_vision)
   vit = importlib.import_module("big_vision.models.vit")
   m = config.model
-  module = vit.Model(num_classes=CLASSES, width=m.width, depth=m.depth, mlp_dim=m.mlp_dim,
-                     num_heads=m.heads, patch_size=(m.patch, m.patch), pool_type=m.pool)
-  rows = _beside(config, "big_vision", module)
-  try:
-    theirs = importlib.import_module("big_vision.evaluators.fewshot_lsr")
-  except Exception as e:  # of any kind: it isn't our code
-    return rows + [row("few-shot maths, big_vision", "s", [], f"not importable: {e!r}")]
-  return rows + _ridge_beside(theirs)
+  return vit.Model(num_classes=CLASSES, width=m.width, depth=m.depth, mlp_dim=m.mlp_dim,
+                   num_heads=m.heads, patch_size=(m.patch, m.patch), pool_type=m.pool)
 
 
-def _beside(config, name, module):
-  n = config.accumulate
-  rates = alternate({
-      "ours": Trainer(ours(config), config, n), "theirs": Trainer(module, config, 1),
-      "ours forward": Forward(ours(config), config, config.batch_size),
-      "theirs forward": Forward(module, config, config.batch_size)})
-  pairs = zip(rates["ours"], rates["theirs"])
-  forwards = zip(rates["ours forward"], rates["theirs forward"])
-  return [
-      row(f"step, {name}", "images/s", rates["theirs"], "its model in our step"),
-      row(f"forward, {name}", "images/s", rates["theirs forward"]),
-      row(f"step, ours / {name}", "×", [a / b for a, b in pairs],
-          f"ours with accumulate={n}; in turns, in one process"),
-      row(f"forward, ours / {name}", "×", [a / b for a, b in forwards])]
+def module_of(config, args):
+  """The model that `args.model` names."""
+  if args.model == "big_vision":
+    return big_vision(config, args)
+  return linen(config) if args.model == "flax.linen" else ours(config)
+
+
+def step(config, args):
+  """The train step alone."""
+  trainer = Trainer(module_of(config, args), config, args.accumulate)
+  return [row("step", "images/s", rates(trainer))]
+
+
+def forward(config, args):
+  """The forward pass alone."""
+  return [row("forward", "images/s", rates(Forward(module_of(config, args), config, args.batch)))]
+
+
+def ridge(config, args):
+  """Our few-shot maths and big_vision's on the same features."""
+  del config
+  sys.path.insert(0, args.big_vision)
+  return _ridge_beside(importlib.import_module("big_vision.evaluators.fewshot_lsr"))
 
 
 def _ridge_beside(theirs):
@@ -224,7 +196,8 @@ def fewshot(config, args):
 
   module = ours(config)
   shape = (config.image_size, config.image_size, 3)
-  params = [models.initialise(module, jax.random.key(i), shape) for i in range(4)]
+  init = jax.jit(module.init)
+  params = [init(jax.random.key(i), jnp.zeros((1, *shape)))["params"] for i in range(4)]
   context = evaluators.Context(
       apply=module.apply, put=jax.device_put, check=lambda: None, prepare=prepare,
       upstream=("", None, None), batch_size=config.eval_batch_size)
@@ -246,13 +219,16 @@ def _seconds(function):
   return time.perf_counter() - began
 
 
-WORKLOADS = {f.__name__: f for f in (step, forward, ratio, big_vision, fewshot)}
+WORKLOADS = {f.__name__: f for f in (step, forward, ridge, fewshot)}
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
   parser.add_argument("name", choices=WORKLOADS)
   parser.add_argument("--data", default="cifar10", choices=("cifar10", "fractals"))
+  parser.add_argument("--model", default="ours", choices=("ours", "flax.linen", "big_vision"))
+  parser.add_argument("--accumulate", type=int, default=1)
+  parser.add_argument("--batch", type=int, default=256)
   parser.add_argument("--big-vision")
   args = parser.parse_args()
   config = configuring.load(f"{pathlib.Path(__file__).with_name('config.py')}:{args.data}")

@@ -162,14 +162,6 @@ def test_dropout_is_drawn_in_training_only(family):
   np.testing.assert_allclose(apply(0, False), forward(family)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_initialise_is_a_function_of_the_key():
-  first, again, other = (
-      models.initialise(build("mixer", num_classes=6), jax.random.key(seed), (16, 16, 3))
-      for seed in (3, 3, 4))
-  jax.tree.map(np.testing.assert_array_equal, first, again)
-  assert not np.array_equal(first["stem"]["kernel"], other["stem"]["kernel"])
-
-
 @pytest.mark.parametrize("arguments, says", [
     ({"name": "vti"}, "did you mean 'vit'"),
     ({"widht": 8}, "did you mean 'width'"),
