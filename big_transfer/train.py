@@ -204,7 +204,7 @@ def train(config, workdir, *, name="", overrides=None, allow_changes=False):
       record.update_run(status="failed", error=f"{type(e).__name__}: {e}")
       raise
     clock["wall"] += time.time() - started
-    stopped = bool(interrupts.signal) and not last
+    stopped = bool(interrupts.signal) and not (last and evaluated)
     progress.end(f"stopped by {interrupts.signal} at step {step} of {total_steps}, saved; the "
                  "same command continues" if stopped else f"finished {total_steps} steps")
     return record.update_run(

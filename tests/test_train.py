@@ -99,17 +99,21 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_bit(
   _same_run(undisturbed[0], tmp_path / "run")
 
 
-def test_a_signal_within_an_evaluation(undisturbed, tmp_path, monkeypatch):
-  original = pipeline.batches
+@pytest.mark.parametrize("call, step", [(1, 4), (2, 4), (4, 6)])
+def test_a_signal_within_an_evaluation(undisturbed, tmp_path, monkeypatch, call, step):
+  """An evaluation goes through three sets of images; that after the last step counts as well."""
+  original, calls = pipeline.batches, []
 
   def batches(*args):
-    os.kill(os.getpid(), signal.SIGTERM)
+    calls.append(1)
+    if len(calls) == call:
+      os.kill(os.getpid(), signal.SIGTERM)
     return original(*args)
 
   with monkeypatch.context() as patch:
     patch.setattr(pipeline, "batches", batches)
     run = train_lib.train(toy.config(), tmp_path / "run")
-  assert run["status"] == "interrupted" and run["step"] == 4
+  assert run["status"] == "interrupted" and run["step"] == step
   train_lib.train(toy.config(), tmp_path / "run")
   _same_run(undisturbed[0], tmp_path / "run")
 

@@ -3,7 +3,7 @@
     launch/bench.sh [--out FILE.json] [--only NAME …] [--big-vision PATH]
 
 Each part runs in a fresh process, so that its start and its peak memory are its own. The whole
-takes about 3 minutes on 2 idle cores; prints a table, and writes all repeats as JSON.
+takes about 5 minutes on 2 idle cores; prints a table, and writes all repeats as JSON.
 """
 import argparse
 import datetime
