@@ -8,9 +8,10 @@ Hardware: 2 CPU cores, offline. Sizes, lengths and rates are chosen so that upst
 spreads widely, not so that any one run is good. Expect upstream accuracy from below 0.25 to
 above 0.75.
 """
-from ml_collections import ConfigDict
+import pathlib
 
-CLASSES = 60
+from big_transfer.runs import configuring
+
 MODELS = {
     "vit-small": dict(name="vit", width=64, depth=2, heads=4, mlp_dim=256, patch=8, pool="gap"),
     "vit-large": dict(name="vit", width=64, depth=4, heads=4, mlp_dim=256, patch=8, pool="gap"),
@@ -35,27 +36,15 @@ SETTINGS = {
 
 
 def get_config():
-  config = ConfigDict()
-  config.seed = 0
-  config.image_size = 32
-  config.batch_size = 128
-  config.accumulate = 4  # on CPU, micro-batches of 32 stay in cache: twice as fast
-  config.eval_batch_size = 64
-  config.total_steps = 320
-  config.upstream = dict(name="fractals", source="fractals", options=dict(classes=CLASSES))
-  config.model = MODELS["vit-small"]
-  config.loss = "softmax_xent"
-  config.optim = dict(
-      name="adamw", lr=3e-3, clip=1.0,
-      rules=(("head/.*", dict(lr=1.0, wd=0.1)), (".*", dict(wd=0.01))),
-      schedule=dict(name="cosine", warmup_steps=20))
-  config.augment = dict(crop_padding=2)
-  config.evals = dict(
-      upstream=dict(kind="classification", every=10_000),
-      probes=dict(kind="fewshot", every=10_000, shots=(1, 5, 25), seeds=(0, 1, 2), l2=(1024.0,),
-                  tasks=("fractals_unseen", "digits", "sprites_count", "sprites_location",
-                         "sprites_orientation", "sprites_scale")))
-  config.log_every = 20
+  base = pathlib.Path(__file__).with_name("pretrain") / "fractals.py"
+  config = configuring.load(base).unlock()
+  at_the_end = 10_000  # steps; more than any run takes
+  config.evals.upstream.every = config.evals.probes.every = at_the_end
+  config.checkpoint.every = at_the_end
+  config.evals.probes.shots = (1, 5, 25)
+  config.evals.probes.tasks = (
+      "fractals_unseen", "digits", "sprites_count", "sprites_location", "sprites_orientation",
+      "sprites_scale")
   return config
 
 
