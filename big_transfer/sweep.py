@@ -39,12 +39,14 @@ class Trial:
 
   Attributes:
     name: its overrides, for people.
+    config_name: the sweep's file.
     folder: its run folder, absolute.
     config: its config, plain.
     overrides: path → value, those of the command line included.
     finished: whether it had finished before.
   """
   name: str
+  config_name: str
   folder: pathlib.Path
   config: dict[str, Any]
   overrides: dict[str, Any]
@@ -114,7 +116,8 @@ def trials_of(spec: str, workdir: str | os.PathLike,
                                     "only in logging or saving: they would be the same run")
     names[key] = label
     config = configuring.plain(configuring.override(base, varied))
-    trials.append(Trial(label, root / key, config, overrides, _finished(root / key, config, label)))
+    config, finished = _recorded(root / key, config, label)
+    trials.append(Trial(label, str(spec), root / key, config, overrides, finished))
   return trials
 
 
@@ -137,8 +140,8 @@ def sweep(
     jobs: worker processes; by default as many as cores this process may use.
     retries: further attempts for a trial that fails.
     texts: path → text of changes to the base config, as on the command line.
-    function: what runs a trial, importable; called with `config`, `workdir`, `name`, `overrides`
-      in one dict.
+    function: what runs a trial, importable; called with `config`, `workdir`, `name`,
+      `config_name`, `overrides` in one dict.
     group_of: config → key that trials with the same compiled programs have in common.
     out: where progress and summary go; standard output by default.
 
@@ -208,17 +211,23 @@ def _short(value):
   return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _finished(folder, config, label):
-  """Whether a trial's folder holds a finished run of its config."""
+def _recorded(folder, config, label):
+  """The config a trial goes on with, and whether its folder holds a finished run of it.
+
+  Settings that the base config gained since the trial began are left out: it began without them.
+  """
   if not (folder / records.CONFIG).exists():
-    return False
+    return config, False
   recorded = records.read_config(folder)
-  changed = configuring.differences(recorded, _shared(config, recorded), configuring.HOUSEKEEPING)
+  config = _shared(config, recorded)
+  changed = configuring.differences(recorded, config, configuring.HOUSEKEEPING)
   if changed:
     raise configuring.ConfigError(
         f"trial '{label}' was begun in '{folder}' with another base config: "
         f"{'; '.join(changed)}. Restore those values, or use another --workdir")
-  return (folder / records.RUN).exists() and records.read_run(folder).get("status") == "finished"
+  finished = (folder / records.RUN).exists() and (
+      records.read_run(folder).get("status") == "finished")
+  return config, finished
 
 
 def _shared(new, old):
@@ -234,7 +243,7 @@ def _task(trial, group_of):
   except ValueError as error:
     raise configuring.ConfigError(f"trial '{trial.name}': {error}") from error
   payload = {"config": trial.config, "workdir": str(trial.folder), "name": trial.name,
-             "overrides": trial.overrides}
+             "config_name": trial.config_name, "overrides": trial.overrides}
   return engines.Task(trial.folder.name, group, payload, str(trial.folder / LOG))
 
 

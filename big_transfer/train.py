@@ -8,8 +8,10 @@ to the bit. The folder it leaves is described in `runs/records.py`, the config i
 """
 import argparse
 import collections
+import contextlib
 import dataclasses
 import platform
+import signal
 import sys
 import time
 from typing import Mapping
@@ -22,6 +24,7 @@ import optax
 
 import big_transfer
 from big_transfer import evaluators
+from big_transfer import models
 from big_transfer.data import pipeline
 from big_transfer.data import tasks
 from big_transfer.data import transforms
@@ -136,14 +139,15 @@ class _Run:
         process=(jax.process_index(), jax.process_count()))
 
 
-def train(config, workdir, *, name="", overrides=None, allow_changes=False):
+def train(config, workdir, *, name="", config_name="", overrides=None, allow_changes=False):
   """Trains, evaluates and records one run, or continues it.
 
   Args:
     config: ConfigDict or mapping, see `Settings`.
     workdir: the run's folder; made if it isn't there.
-    name: what people call it; goes into run.json, as do
-    overrides: by what it differs from its base config.
+    name: what people call it; goes into run.json, as do the next two.
+    config_name: its base config, such as "configs/pretrain/cifar10.py".
+    overrides: by what it differs from that, `{path: value}`.
     allow_changes: continue a run whose length, logging or saving is not what it was.
 
   Returns:
@@ -161,27 +165,29 @@ def train(config, workdir, *, name="", overrides=None, allow_changes=False):
   with records.Record(workdir) as record, interrupts_lib.Interrupts() as interrupts:
     if _is_done(record, config, allow_changes):
       print(f"{record.folder} is finished already; nothing to do", flush=True)
-      return record.update_run()
+      return records.read_run(record.folder)
     started = time.time()
     run = _prepare(configuring.build(Settings, config, ""), interrupts.check)
     record.write_config(config)  # not before it is known to be good: a typo claims no folder
     total_steps = run.settings.total_steps
-    before = record.update_run(
+    before = records.read_run(record.folder) if (record.folder / records.RUN).exists() else {}
+    record.update_run(
         id=configuring.identity("run", config, configuring.HOUSEKEEPING), name=name,
-        overrides=overrides or {}, status="running", error=None, signal=None, **_facts(run))
+        config_name=config_name, overrides=overrides or {}, status="running", error=None, signal=None, **_facts(run))
     clock = collections.Counter(before.get("timings", {}))
     clock.pop("first step", None)  # of this process, not of the one before
     try:
-      with checkpoint.Checkpoints(record.folder / "checkpoints", run.saving.keep) as checkpoints:
-        state, evaluated = _start(run, checkpoints, record)
+      with checkpoint.Checkpoints(record.folder / "checkpoints", run.saving.keep) as checkpoints, (
+          contextlib.ExitStack()) as on_exit:
+        state, evaluated = _start(run, checkpoints, record, before)
         step = int(state.step)
-        batches = run.batches(step)
+        batches = on_exit.enter_context(contextlib.closing(run.batches(step)))
         progress = progress_lib.Progress(total_steps, step, run.settings.batch_size)
         clock["start"] += time.time() - started
         in_flight = collections.deque()
         while True:
           if not evaluated:
-            evaluated = _evaluate(run, state, step, record, progress, clock)
+            evaluated = _evaluate(run, state, step, record, progress, clock, checkpoints)
           last = step == total_steps
           if interrupts.signal or run.saving.due(step, total_steps):
             _save(run, checkpoints, state, record, evaluated)
@@ -199,7 +205,6 @@ def train(config, workdir, *, name="", overrides=None, allow_changes=False):
             jax.block_until_ready(in_flight.popleft())
           if step % run.settings.log_every == 0 or step == total_steps:
             _log(run, state, step, measures, record, progress, checkpoints)
-        batches.close()
     except Exception as e:
       record.update_run(status="failed", error=f"{type(e).__name__}: {e}")
       raise
@@ -229,8 +234,10 @@ def _is_done(record, config, allow_changes):
         f"{record.folder} was begun with another config:\n  " + "\n  ".join(changed) +
         "\nUse another --workdir, or the old values. Length, logging and saving alone "
         f"({', '.join(configuring.OPERATIONAL)}) may change, with --allow_changes")
-  run = record.update_run()
-  return run.get("status") == "finished" and run["step"] == config.get("total_steps")
+  if not (record.folder / records.RUN).exists():
+    return False
+  run = records.read_run(record.folder)
+  return run["status"] == "finished" and run["step"] == config.get("total_steps")
 
 
 def _prepare(settings, stop_check):
@@ -245,8 +252,7 @@ def _prepare(settings, stop_check):
   optimiser = dict(settings.optim)
   schedule = build(schedules.unit_schedule, optimiser.pop("schedule", {}), "optim.schedule",
                    total_steps=settings.total_steps)
-  configuring.check(optim.build, optimiser, "optim", given=("names",))
-  train_examples, test = prepare(upstream.open("train")), prepare(upstream.open("test"))
+  train_examples, test = map(prepare, upstream.open_both())
   program = program_lib.build(classes=train_examples.num_classes, **_program_arguments(settings))
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
@@ -261,8 +267,13 @@ def _prepare(settings, stop_check):
 
 
 def _program_arguments(settings):
-  """What a program is compiled from, but the number of classes."""
-  optimiser = {k: v for k, v in settings.optim.items() if k not in ("lr", "rules", "schedule")}
+  """What a program is compiled from, but the number of classes; checks its sections' keys."""
+  optimiser = {k: v for k, v in settings.optim.items() if k != "schedule"}
+  configuring.check(optim.build, optimiser, "optim", given=("names",))
+  if "name" not in settings.model:
+    raise configuring.ConfigError("config section 'model' lacks model.name: expected one of "
+                                  f"{', '.join(models.MODELS)}")
+  optimiser = {k: v for k, v in optimiser.items() if k not in ("lr", "rules")}
   augment = configuring.build(_Augment, settings.augment, "augment")
   return dict(
       model=settings.model, image_size=settings.image_size, optimiser=optimiser,
@@ -289,8 +300,12 @@ def _check_numbers(settings):
                                   f"expected a multiple of {devices}, the number of devices")
 
 
-def _start(run, checkpoints, record):
-  """Returns the state to go on from, and whether it was evaluated already."""
+def _start(run, checkpoints, record, before):
+  """Returns the state to go on from, and whether it was evaluated already.
+
+  `before` is the run.json of when the run ended last: what a finished run measured at its last
+  step stays, though its checkpoint may be from before that (a signal in the last evaluation).
+  """
   restored = checkpoints.restore(run.program.like)
   if restored is None:
     record.truncate(0)
@@ -299,24 +314,32 @@ def _start(run, checkpoints, record):
     print(run.optimiser.table, flush=True)
     return state, False
   state, meta = restored
+  if int(state.step) > run.settings.total_steps:
+    raise configuring.ConfigError(
+        f"{record.folder} is at step {int(state.step)}, beyond total_steps = "
+        f"{run.settings.total_steps}: a run can be made longer, not shorter; use another --workdir")
+  if before.get("status") == "finished" and before["step"] == int(state.step):
+    return state, True
   discarded = record.truncate(meta["metrics_bytes"])
   print(f"continuing from step {int(state.step)}" + (
       f"; {discarded} rows beyond it moved to {records.DISCARDED}" if discarded else ""), flush=True)
   return state, meta["evaluated"]
 
 
-def _evaluate(run, state, step, record, progress, clock):
+def _evaluate(run, state, step, record, progress, clock, checkpoints):
   """Runs the evaluators that are due; returns False if a signal cut them short."""
+  due = [item for item in run.evaluators if item.due(step, run.settings.total_steps)]
+  if due:
+    _raise_if_bad(run, state, checkpoints)  # else rows of a diverged model would pass for good
   rows = []
-  for item in run.evaluators:
-    if item.due(step, run.settings.total_steps):
-      began = time.time()
-      try:
-        rows += item.run(state.params, step)
-      except interrupts_lib.Interrupted:
-        return False  # none of this step's rows are kept: all are measured again on resuming
-      clock[f"evaluate {item.name}"] += time.time() - began
-      progress.evaluated(item.name, item.every, time.time() - began)
+  for item in due:
+    began = time.time()
+    try:
+      rows += item.run(state.params, step)
+    except interrupts_lib.Interrupted:
+      return False  # none of this step's rows are kept: all are measured again on resuming
+    clock[f"evaluate {item.name}"] += time.time() - began
+    progress.evaluated(item.name, item.every, time.time() - began)
   examples = step * run.settings.batch_size
   record.append({"step": step, "examples": examples, **row} for row in rows)
   if rows:
@@ -382,11 +405,13 @@ def main(argv=None):
   try:
     config = configuring.load(args.config)
     overrides = configuring.parse_values(config, texts)
-    run = train(configuring.override(config, overrides), args.workdir, name=args.config,
-                overrides=overrides, allow_changes=args.allow_changes)
+    run = train(configuring.override(config, overrides), args.workdir,
+                config_name=args.config, overrides=overrides, allow_changes=args.allow_changes)
   except (ValueError, OSError, ArithmeticError) as e:
     notes = [note for note in getattr(e, "__notes__", ()) if note.startswith("in evaluator")]
     sys.exit("\n  ".join([f"error: {e}", *notes]))
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
   if run["status"] == "interrupted":
     sys.exit(128 + run["signal"])
 

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, no network, strict promotion: what every test runs under."""
+"""Eight fake CPU devices and strict promotion: what every test runs under."""
 import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 "

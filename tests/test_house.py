@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from big_transfer.runs import configuring
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -23,6 +25,19 @@ def test_commands_of_the_readme_explain_themselves(module):
   result = subprocess.run([sys.executable, "-m", f"big_transfer.{name}", "--help"],
                           capture_output=True, text=True, check=True)
   assert "usage:" in result.stdout and not result.stderr
+
+
+def test_config_keys_in_the_readme_can_be_set():
+  text = (ROOT / "README.md").read_text()
+  config = configuring.load(ROOT / "configs/pretrain/fractals.py")
+  found = re.findall(r"--config\.([\w.\[\]]+)=([^\s'`]+)", text)
+  assert len(found) > 5
+  for path, value in found:
+    configuring.override(config, configuring.parse_values(config, {path: value}))
+
+
+def test_no_figure_is_missing_in_the_readme():
+  assert not re.findall(r"@[A-Z]+@", (ROOT / "README.md").read_text())
 
 
 def test_flags_in_the_readme_are_taken():

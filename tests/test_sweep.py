@@ -76,6 +76,7 @@ def test_folders_outlive_new_settings_and_other_housekeeping(run, spec, tmp_path
   after = sweep.trials_of(spec, tmp_path / "out")
   assert [t.folder for t in before] == [t.folder for t in after]
   assert all(t.finished for t in after) and not any(t.finished for t in before)
+  assert not any("nesterov" in t.config for t in after)  # one half done goes on without it, too
   assert run()[0].outcomes == []
 
 

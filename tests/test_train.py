@@ -1,6 +1,7 @@
 """The loop: what a run leaves behind, how it continues, what it says of bad input."""
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -170,6 +171,39 @@ def test_only_length_logging_and_saving_may_change_by_the_flag(tmp_path):
     train_lib.train(toy.config(batch_size=32), tmp_path / "run", allow_changes=True)
 
 
+def test_a_run_can_be_made_longer_not_shorter(undisturbed, tmp_path):
+  shutil.copytree(undisturbed[0], tmp_path / "run")
+  with pytest.raises(configuring.ConfigError, match="at step 6, beyond total_steps = 5"):
+    train_lib.train(toy.config(total_steps=5), tmp_path / "run", allow_changes=True)
+
+
+def test_what_a_finished_run_measured_stays_when_it_is_made_longer(tmp_path, monkeypatch):
+  """Its checkpoint may be from before its last evaluation, if a signal came within that."""
+  original, calls = pipeline.batches, []
+
+  def batches(*args):
+    calls.append(1)
+    if len(calls) == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, "batches", batches)
+    train_lib.train(toy.config(), tmp_path / "run")
+  train_lib.train(toy.config(), tmp_path / "run")
+  before = (tmp_path / "run/metrics.jsonl").read_bytes()
+  train_lib.train(toy.config(total_steps=7), tmp_path / "run", allow_changes=True)
+  assert (tmp_path / "run/metrics.jsonl").read_bytes().startswith(before)
+
+
+def test_a_diverged_model_is_not_evaluated(tmp_path):
+  config = toy.config(optim=dict(name="sgd", lr=1e30, clip=None, rules=((".*", {}),)),
+                      log_every=100)
+  with pytest.raises(train_lib.NonFiniteError):
+    train_lib.train(config, tmp_path / "run")
+  assert records.read_rows(tmp_path / "run") == []
+
+
 def test_divergence_stops_with_the_step_and_never_becomes_a_checkpoint(tmp_path):
   rules = ((".*", dict(wd=0.0)),)
   config = toy.config(optim=dict(name="sgd", lr=1e30, clip=None, rules=rules), log_every=100,
@@ -212,6 +246,9 @@ def test_an_infinite_gradient_under_a_finite_loss_in_the_step_before_a_save(tmp_
     (dict(batch_size=12), "expected a multiple of 8"),
     (dict(accumulate=4), "8 devices × 4 micro-batches"),
     (dict(total_steps=0), "'total_steps' is 0"),
+    (dict(model=dict(width=8)), "lacks model.name"),
+    (dict(optim=dict(lr=1e-3)), "lacks optim.rules"),
+    (dict(upstream=dict(name="x", source="fractals", options=dict(classes="4"))), "can't use"),
     (dict(model=dict(name="vitt", width=8)), "'vitt'.*did you mean 'vit'"),
     (dict(model=dict(name="vit", variant="Ti17")), "Ti/16"),
     (dict(augment=dict(crop=4)), "augment.crop.* is unknown"),
@@ -230,6 +267,7 @@ def test_bad_configs_say_what_and_where(tmp_path, change, message):
 def test_a_config_that_was_refused_claims_no_folder(tmp_path):
   with pytest.raises(ValueError, match="expected one of"):
     train_lib.train(toy.config(loss="hinge"), tmp_path)
+  assert not (tmp_path / "run.json").exists() and not (tmp_path / "config.json").exists()
   assert train_lib.train(toy.config(), tmp_path)["status"] == "finished"
 
 

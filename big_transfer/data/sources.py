@@ -57,4 +57,7 @@ def open_source(name: str, split: str = "train", **options) -> Source:
   for option in options:
     if option not in known:
       raise ValueError(f"source {name!r} has no option {option!r}: {did_you_mean(option, known)}")
-  return function(*arguments, **options)
+  try:
+    return function(*arguments, **options)
+  except TypeError as e:
+    raise ValueError(f"source {name!r} can't use its options {options}: {e}") from e

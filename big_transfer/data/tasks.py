@@ -2,6 +2,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from big_transfer.data.builtin.fractals import UNSEEN_FROM
 from big_transfer.data.examples import Source, did_you_mean
 from big_transfer.data.sources import open_source
 
@@ -38,14 +39,29 @@ class Task:
       raise ValueError(f"task {self.name!r} has no split {split!r}; expected 'train' or 'test'.")
     return open_source(self.source, getattr(self, split), **self.options)
 
+  def open_both(self) -> tuple[Source, Source]:
+    """Opens "train" and "test", and sees to it that a label means the same in both.
+
+    Raises:
+      ValueError: their classes differ; what `open_source` raises.
+    """
+    train, test = self.open("train"), self.open("test")
+    names = [tuple(s.class_names or map(str, range(s.num_classes))) for s in (train, test)]
+    if names[0] != names[1]:
+      only = [sorted(set(a) - set(b))[:5] for a, b in (names, names[::-1])]
+      raise ValueError(
+          f"{self.name!r} ({self.source}): its train split has {len(names[0])} classes and its test "
+          f"split {len(names[1])}, or other ones (in train alone: {only[0]}; in test alone: "
+          f"{only[1]}); expected the same, since a label is a place in that list. Give both splits "
+          "all classes (an .npz: the option num_classes)")
+    return train, test
+
   @property
   def spec(self) -> dict:
     """Everything above, JSON-able."""
     return dataclasses.asdict(self)
 
 
-# Upstream runs take fractal classes from 0 upwards; these are never among them.
-UNSEEN_FROM = 1000
 
 
 def _built_in() -> dict[str, Task]:

@@ -52,7 +52,9 @@ class TfdsSource:
     self.class_names = tuple(label.names) if label.names else None
     self.spec = {"name": self.name, "split": split, "version": str(info.version),
                  "config": info.config_name, "image_key": image_key, "label_key": label_key,
-                 "examples": len(self._records), "files": counted}
+                 "examples": len(self._records), "files": counted,
+                 "folder": str(self._folder),
+                 "changed": max(p.stat().st_mtime_ns for p in self._folder.iterdir())}
 
   def _open(self, info):
     """The records of the split, and a fingerprint of the files they come from."""

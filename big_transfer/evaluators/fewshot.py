@@ -56,10 +56,7 @@ class _Probe:
 
   def __init__(self, task, prepare, shots, seeds):
     self.task = task
-    train, test = task.open("train"), task.open("test")
-    if train.num_classes != test.num_classes:
-      raise ValueError(f"task {task.name!r} has {train.num_classes} classes in train and "
-                       f"{test.num_classes} in test: expected the same")
+    train, test = task.open_both()
     self.classes = train.num_classes
     labels = np.asarray(train.labels)
     counts = np.bincount(labels, minlength=self.classes)

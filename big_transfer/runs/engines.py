@@ -101,7 +101,7 @@ def run_local(
 
   Raises:
     ValueError: `jobs` or `retries` out of range, or two tasks with one key.
-    EngineError: a worker dies before it is ready.
+    EngineError: a worker dies before any was ready.
   """
   if jobs < 1 or retries < 0:
     raise ValueError(f"expected jobs >= 1 and retries >= 0; got jobs={jobs}, retries={retries}")
@@ -137,7 +137,8 @@ class _Worker:
     self.cold = task.group not in self.groups
     self.task, self.started = task, time.monotonic()
     self.groups = [group for group in self.groups if group != task.group] + [task.group]
-    self.connection.send((task.payload, task.log, attempt))
+    with contextlib.suppress(OSError):  # it died meanwhile: `_listen` will find out
+      self.connection.send((task.payload, task.log, attempt))
 
   def dispose(self):
     self.process.join()
@@ -154,6 +155,7 @@ class _Crew:
     self.pending = list(tasks)
     self.times = _Times()
     self.workers = []
+    self.proven = False  # whether any worker was ever ready
     self.shares = _core_shares(jobs)
 
   def run(self, report, received):
@@ -256,7 +258,7 @@ class _Crew:
   def _hear(self, worker, message, stopping):
     kind, content = message
     if kind == "ready":
-      worker.ready = True
+      worker.ready = self.proven = True
       return
     task, worker.task = worker.task, None
     if kind == "done":
@@ -276,7 +278,7 @@ class _Crew:
       why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
       hint = " (out of memory?)" if code == -signal.SIGKILL else ""
       self._failed(worker.task, f"its worker process {why}{hint}", stopping)
-    elif not worker.ready and not stopping:
+    elif not worker.ready and not stopping and not self.proven:
       name = f"{self.function.__module__}.{self.function.__qualname__}"
       raise EngineError(f"a worker can't start (exit code {code}): is '{name}' importable, and does "
                         "the main script start its work under `if __name__ == '__main__'`?")

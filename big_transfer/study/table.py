@@ -22,7 +22,7 @@ from pyarrow import csv, parquet
 from big_transfer.runs import records
 
 RUN_COLUMNS = {
-    "run_id": ("VARCHAR", "the run's identity: a hash of its config's name and overrides"),
+    "run_id": ("VARCHAR", "the run's identity: a hash of its config, but for logging and saving"),
     "run_name": ("VARCHAR", "the run's name"),
     "run_folder": ("VARCHAR", "the folder that was read, as it was given"),
     "family": ("VARCHAR", "architecture: vit, mixer, resnet"),
@@ -136,7 +136,7 @@ def _learning_rate(run, folder):
   config = folder / records.CONFIG
   for tree in (run.get("overrides"), _load(config) if config.is_file() else None):
     rates = [(key.count("."), value) for key, value in _leaves(tree or {})
-             if key.rsplit(".", 1)[-1] in ("lr", "learning_rate")
+             if key.rsplit(".", 1)[-1] in ("lr", "learning_rate") and "[" not in key
              and isinstance(value, (int, float)) and not isinstance(value, bool)]
     if rates:
       return float(min(rates)[1])

@@ -121,10 +121,12 @@ class Checkpoints:
       reasons.append(f"checkpoint {step} {reason}")
       logging.warning("%s; it was moved to %s, and the one before is used", reasons[-1],
                       self._set_aside(step))
-    if steps:
+    if self._bad.is_dir() and any(self._bad.iterdir()):
+      # Also when asked again: to begin anew is for the user to say.
       raise CheckpointError(
-          f"no good checkpoint in {self._folder}: {'; '.join(reasons)}. They lie in {self._bad}. "
-          "Train again in a new workdir, or put back a good copy")
+          f"no good checkpoint in {self._folder}{': ' if reasons else ''}{'; '.join(reasons)}. What "
+          f"was found bad lies in {self._bad}. Put back a good copy, train in a new workdir, or "
+          "remove that folder to begin this one anew")
     return None
 
   def _read(self, step, like):

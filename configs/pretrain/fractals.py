@@ -29,8 +29,11 @@ def get_config(model="vit"):
   config.eval_batch_size = 64
   config.total_steps = 400
   config.upstream = dict(name="fractals", source="fractals", options=dict(classes=60))
-  config.model = MODELS[model]
+  config.fit = "squash"
+  config.model = dict(MODELS[model], dtype="float32")
+  config.mesh = dict(data=-1)
   config.loss = "softmax_xent"
+  config.label_smoothing = 0.0
   config.optim = dict(
       name="adamw", lr=3e-3, clip=1.0,
       rules=(("head/.*", dict(lr=1.0, wd=0.1)), (".*", dict(wd=0.01))),

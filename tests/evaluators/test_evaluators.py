@@ -1,6 +1,7 @@
 """Evaluators against plain computations on a model that is easy to see through."""
 import warnings
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +121,16 @@ def test_fewer_examples_than_shots_is_said_in_the_row_and_warned_once(tmp_path):
   assert few["examples_used"] == 4 and few["reason"] is None
   assert more["examples_used"] == 8 and more["reason"] == "smallest class has 3 examples"
   assert more["shots"] == 5
+
+
+def test_a_label_means_the_same_in_train_and_test(tmp_path):
+  image = np.zeros((SIZE, SIZE, 3), np.uint8)
+  for name in ("train/cat", "train/dog", "train/emu", "test/cat", "test/emu"):
+    (tmp_path / name).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / name / "0.png"), image)
+  task = dict(name="animals", source=f"folder:{tmp_path}")
+  with pytest.raises(ValueError, match=r"in train alone: \['dog'\]"):
+    _fewshot(tasks=[task], shots=(1,))
 
 
 def test_any_named_layer_can_be_probed():

@@ -27,6 +27,13 @@ def _gather(root, tmp_path):
   return table.gather([f"{root}/*"], tmp_path / "rows.parquet")
 
 
+def test_a_multiplier_of_a_rule_is_no_learning_rate(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"optim": {"lr": 3e-3}}))
+  run = {"overrides": {"optim.rules[0][1].lr": 0.1}}
+  assert table._learning_rate(run, tmp_path) == 3e-3
+  assert table._learning_rate({"overrides": {"optim.lr": 0.2}}, tmp_path) == 0.2
+
+
 def test_every_row_is_there_with_its_run_and_the_documented_types(runs, tmp_path):
   root, _ = runs
   census = _gather(root, tmp_path)

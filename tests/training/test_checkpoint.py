@@ -105,6 +105,14 @@ def test_no_good_checkpoint_is_an_error(folder):
     _restore(folder, _like(_state(0)))
 
 
+def test_asking_again_does_not_begin_anew(folder):
+  for step in ("2", "3"):
+    (folder / step / checkpoint.MANIFEST).unlink()
+  for _ in range(2):
+    with pytest.raises(checkpoint.CheckpointError, match="no good checkpoint"):
+      _restore(folder, _like(_state(0)))
+
+
 def test_another_model_is_told_by_name(folder):
   with pytest.raises(checkpoint.CheckpointError) as error:
     _restore(folder, _like(_state(0, width=9)))

@@ -13,6 +13,8 @@ import numpy as np
 
 from big_transfer.data.examples import ArraySource, did_you_mean
 
+# Classes from here on are those of the task `fractals_unseen`: never upstream.
+UNSEEN_FROM = 1000
 MAPS = 4
 # With K maps, depth and starting points such that K**depth * starts is about 2,000.
 DEPTH = {2: 10, 3: 6, 4: 5}
@@ -53,6 +55,10 @@ def fractals(split: str, *, classes: int = 60, per_class: int = 200, test_per_cl
                              ("noise", noise, 0), ("jitter", jitter, 0)):
     if value < least:
       raise ValueError(f"fractals: {name} is {value}; expected at least {least}.")
+  if seed == 0 and first_class < UNSEEN_FROM < first_class + classes:
+    raise ValueError(f"fractals: classes {first_class} to {first_class + classes - 1} run into those "
+                     f"kept for the unseen task, {UNSEEN_FROM} and above; expected an end below "
+                     "that, or another seed, which has its own systems.")
   look = Look(split, per_class if split == "train" else test_per_class, size, seed, noise, jitter)
   spec = {"name": "fractals", "version": 1, "classes": classes, "first_class": first_class,
           **dataclasses.asdict(look)}
