@@ -43,11 +43,16 @@ def test_interval_covers_the_planted_value_and_says_something(kind, draw):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [50, 200])
 @pytest.mark.parametrize("kind, draw", [("hull", _shortfalls), ("all", _scatter)])
-def test_interval_covers_and_narrows_with_more_runs(kind, draw, n):
-  covered, width = _coverage(kind, n, 60, draw)
-  assert covered >= 0.8 and width < 5.0 / n
+def test_interval_covers_and_narrows_with_more_runs(kind, draw):
+  widths = []
+  for n in (50, 200):
+    # Of 60 sets at a true coverage of 0.9, fewer than 0.8 are covered three times in a thousand.
+    covered, width = _coverage(kind, n, 60, draw)
+    assert covered >= 0.8
+    widths.append(width)
+  # Four times the runs: a half at the slowest rate in question, 1/2; some room for the grid.
+  assert widths[1] < 0.6 * widths[0]
 
 
 def test_hull_and_all_points_are_stated_separately_and_differ():
