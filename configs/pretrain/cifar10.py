@@ -28,7 +28,7 @@ def get_config(model="resnet"):
   config.total_steps = 4500
   config.upstream = dict(name="cifar10")
   config.fit = "squash"
-  config.model = dict(MODELS[model], dtype="float32")
+  config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
   config.mesh = dict(data=-1)
   config.loss = "softmax_xent"
   config.label_smoothing = 0.0

@@ -30,7 +30,7 @@ def get_config(model="vit"):
   config.total_steps = 400
   config.upstream = dict(name="fractals", source="fractals", options=dict(classes=60))
   config.fit = "squash"
-  config.model = dict(MODELS[model], dtype="float32")
+  config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
   config.mesh = dict(data=-1)
   config.loss = "softmax_xent"
   config.label_smoothing = 0.0
