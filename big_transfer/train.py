@@ -227,7 +227,9 @@ def program_key(config):
 
 def _is_done(record, config, allow_changes):
   """Whether the run is finished already, with this config; one it can't go on with is an error."""
-  old = record.read_config() or config
+  old = record.read_config() if _is_begun(record) else None
+  if old is None:
+    return False
   may_differ = configuring.OPERATIONAL if allow_changes else ()
   if changed := configuring.differences(old, config, ignore=may_differ):
     raise configuring.ConfigError(
@@ -238,6 +240,14 @@ def _is_done(record, config, allow_changes):
     return False
   run = records.read_run(record.folder)
   return run["status"] == "finished" and run["step"] == config.get("total_steps")
+
+
+def _is_begun(record):
+  """Whether the folder holds anything of a run: a run that failed before its first row may be begun
+  again with another config."""
+  checkpoints = record.folder / "checkpoints"
+  return record.length() > 0 or checkpoints.is_dir() and any(
+      path.name.isdigit() for path in checkpoints.iterdir())
 
 
 def _prepare(settings, stop_check):
@@ -290,6 +300,13 @@ def _check_numbers(settings):
     if not isinstance(value, int) or value < 1:
       raise configuring.ConfigError(
           f"config key '{key}' is {value!r}: expected a whole number, at least 1")
+  for key, low, high in (("seed", 0, 2**32 - 1), ("label_smoothing", 0, 0.999)):
+    value = getattr(settings, key)
+    if not low <= value <= high:
+      raise configuring.ConfigError(
+          f"config key '{key}' is {value!r}: expected a number from {low} to {high}")
+  if (mixup := settings.augment.get("mixup")) is not None and mixup < 0:
+    raise configuring.ConfigError(f"config key 'augment.mixup' is {mixup!r}: expected at least 0")
   devices = jax.device_count()
   if settings.batch_size % (devices * settings.accumulate):
     raise configuring.ConfigError(
@@ -395,8 +412,9 @@ def main(argv=None):
   texts, others = configuring.split_arguments(sys.argv[1:] if argv is None else argv)
   parser = argparse.ArgumentParser(
       prog="python -m big_transfer.train", description=__doc__.split("\n", maxsplit=1)[0],
-      epilog="Any key of the config can be set: --config.optim.lr=3e-4 "
-             "'--config.optim.rules[0][1].wd=1.0'")
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      epilog="Any key of the config can be set (big_transfer.train.Settings says what they are):\n"
+             "  --config.optim.lr=3e-4\n  '--config.optim.rules[0][1].wd=1.0'")
   parser.add_argument("--config", required=True, help="configs/….py or configs/….py:argument")
   parser.add_argument("--workdir", required=True, help="the run's folder; made or continued")
   parser.add_argument("--allow_changes", action="store_true",

@@ -30,7 +30,9 @@ def test_commands_of_the_readme_explain_themselves(module):
 def test_config_keys_in_the_readme_can_be_set():
   text = (ROOT / "README.md").read_text()
   config = configuring.load(ROOT / "configs/pretrain/fractals.py")
-  found = re.findall(r"--config\.([\w.\[\]]+)=([^\s'`]+)", text)
+  quoted = re.findall(r"'--config\.([^=']+)=([^']*)'", text)  # as a shell wants brackets quoted
+  bare = re.findall(r"(?<!')--config\.([\w.]+)=([^\s'`]+)", text)
+  found = quoted + bare
   assert len(found) > 5
   for path, value in found:
     configuring.override(config, configuring.parse_values(config, {path: value}))

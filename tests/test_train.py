@@ -247,6 +247,10 @@ def test_an_infinite_gradient_under_a_finite_loss_in_the_step_before_a_save(tmp_
     (dict(accumulate=4), "8 devices × 4 micro-batches"),
     (dict(total_steps=0), "'total_steps' is 0"),
     (dict(model=dict(width=8)), "lacks model.name"),
+    (dict(optim=dict(lr=-1.0, rules=((".*", {}),))), "lr is -1.0"),
+    (dict(optim=dict(lr=1.0, rules=((".*", dict(wd=-3)),))), "wd of rule '.*' is -3"),
+    (dict(label_smoothing=2.0), "'label_smoothing' is 2.0"), (dict(seed=-1), "'seed' is -1"),
+    (dict(augment=dict(mixup=-1.0)), "'augment.mixup' is -1"),
     (dict(optim=dict(lr=1e-3)), "lacks optim.rules"),
     (dict(upstream=dict(name="x", source="fractals", options=dict(classes="4"))), "can't use"),
     (dict(model=dict(name="vitt", width=8)), "'vitt'.*did you mean 'vit'"),
@@ -268,6 +272,8 @@ def test_a_config_that_was_refused_claims_no_folder(tmp_path):
   with pytest.raises(ValueError, match="expected one of"):
     train_lib.train(toy.config(loss="hinge"), tmp_path)
   assert not (tmp_path / "run.json").exists() and not (tmp_path / "config.json").exists()
+  with pytest.raises(ValueError, match="crop padding"):  # found out at the first step only
+    train_lib.train(toy.config(augment=dict(crop_padding=99)), tmp_path)
   assert train_lib.train(toy.config(), tmp_path)["status"] == "finished"
 
 

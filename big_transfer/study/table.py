@@ -49,6 +49,7 @@ CELL = ("upstream", "task", "variant", "setting", "shots")
 POINT_COLUMNS = {
     "run_id": RUN_COLUMNS["run_id"],
     "run_name": RUN_COLUMNS["run_name"],
+    "run_folder": RUN_COLUMNS["run_folder"],
     "family": RUN_COLUMNS["family"],
     "model": RUN_COLUMNS["model"],
     "parameters": RUN_COLUMNS["parameters"],
@@ -341,6 +342,7 @@ WITH probes AS (
   SELECT run_id, step, task, variant, setting, shots, avg(value) AS ds_accuracy,
          stddev_samp(value) AS ds_std, count(DISTINCT coalesce(seed, 0)) AS ds_seeds,
          min(examples_used) AS examples_used, any_value(run_name) AS run_name,
+         any_value(run_folder) AS run_folder,
          any_value(family) AS family, any_value(model) AS model,
          any_value(parameters) AS parameters, any_value(learning_rate) AS learning_rate,
          any_value(overrides) AS overrides, any_value(upstream) AS upstream

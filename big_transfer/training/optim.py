@@ -53,7 +53,7 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
     momentum, nesterov: of sgd.
 
   Raises:
-    ValueError: an unknown optimiser, an unknown key in a rule, a rule that claims nothing, or a
+    ValueError: an unknown optimiser, a negative rate or decay, an unknown key in a rule, a rule that claims nothing, or a
       parameter that no rule claims.
   """
   if name not in ("adamw", "sgd"):
@@ -62,6 +62,11 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
   for pattern, settings in rules:
     if unknown := set(settings) - {"lr", "wd"}:
       raise ValueError(f"rule {pattern!r} sets {sorted(unknown)}: expected 'lr' or 'wd'")
+  rates = [("lr", lr)] + [(f"{key} of rule {pattern!r}", value) for pattern, settings in rules
+                          for key, value in settings.items()]
+  for key, value in rates:
+    if not 0 <= value < float("inf"):
+      raise ValueError(f"optim: {key} is {value!r}: expected a number, at least 0")
   claimed = trees.first_match([pattern for pattern, _ in rules], names)
   direction = {
       "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),

@@ -49,6 +49,8 @@ class Progress:
     for row in rows:
       if row["metric"] == "accuracy" and row.get("value") is not None:
         shots = f"@{row['shots']}" if row.get("shots") else ""
+        if row.get("reason"):
+          shots += f" ({row['examples_used']} examples)"
         groups[f"{row['task']}{shots}"].append(row["value"])
     text = " · ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in groups.items())
     print(f"{CLEAR if self._live else ''}step {step} accuracy: {text}", flush=True)

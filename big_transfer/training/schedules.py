@@ -36,7 +36,8 @@ def unit_schedule(total_steps, *, name="cosine", warmup_steps=0, cooldown_steps=
   if min(warmup_steps, cooldown_steps) < 0 or warmup_steps + cooldown_steps >= total_steps:
     raise ValueError(
         f"warm-up of {warmup_steps} and cool-down of {cooldown_steps} steps do not fit into "
-        f"{total_steps} steps of training: shorten them (config.optim.schedule) or train longer")
+        f"{total_steps} steps of training: lower optim.schedule.warmup_steps or .cooldown_steps, or "
+        "train longer")
   if cooldown_steps and name in ("cosine", "linear"):
     raise ValueError(f"a {name} schedule ends by itself: cooldown_steps is for rsqrt and constant")
   decay = _DECAYS[name](total_steps - warmup_steps, timescale, end)
