@@ -85,14 +85,12 @@ def _apply_rules(claimed):
   """The last link of the chain: the equation of this module, from direction to update."""
 
   def update(directions, state, params, *, hparams):
-    def leaf(name, u, p):
-      rule = claimed[name]
+    def leaf(u, p, rule):
       m, wd = hparams["rule_lr"][rule], hparams["rule_wd"][rule]
       return -hparams["lr"] * (m * u + wd * p)
 
-    named = trees.flatten(params)
-    flat = {name: leaf(name, u, named[name]) for name, u in trees.flatten(directions).items()}
-    return trees.unflatten(flat), state
+    rules = trees.map_named(lambda name, _: claimed[name], params)
+    return jax.tree.map(leaf, directions, params, rules), state
 
   return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
