@@ -1,21 +1,23 @@
-"""Run folders to one tidy table, and from that table the points that laws are fitted to.
+"""The tables of a study: what their columns mean, and the points that laws are fitted to.
 
-`gather` writes `rows.parquet`: one line a measured value, with the identity of its run beside it
-(`COLUMNS`). `points` reads that file: one line a run and cell, its accuracy upstream and
-downstream (`POINT_COLUMNS`). A cell is an (upstream, task, variant, setting, shots). Column types
-are stated, never inferred from the data.
+`gather.gather` (run folders) writes `rows.parquet`: one line a measured value, with the identity
+of its run beside it (`COLUMNS`). `points` reads that file to `Points`: one point a run and cell,
+its accuracy upstream and downstream. `external.read` makes `Points` of any other table of results.
+A cell is an (upstream, task, variant, setting, shots).
+
+`Points` is columnar: what is true of a run is held once a run, what was measured in flat arrays
+sorted by cell, so that 5,000 runs on 25 tasks at 5 numbers of shots take some 60 MB.
+
+Shape legend: U runs, C cells, P points, N points of one cell.
 """
-import collections
-import contextlib
 import dataclasses
+import functools
 import glob
-import json
 import math
-import pathlib
-import tempfile
-import warnings
+import typing
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
@@ -24,17 +26,19 @@ from big_transfer.runs import records
 RUN_COLUMNS = {
     "run_id": ("VARCHAR", "the run's identity: a hash of its config, but for logging and saving"),
     "run_name": ("VARCHAR", "the run's name"),
-    "run_folder": ("VARCHAR", "the folder that was read, as it was given"),
+    "run_folder": ("VARCHAR", "the folder, or the table, that was read, as it was given"),
     "family": ("VARCHAR", "architecture: vit, mixer, resnet"),
     "model": ("VARCHAR", "the model's label, such as 'ViT 64x4/8'"),
     "parameters": ("BIGINT", "parameters of the model"),
     "flops_per_example": ("DOUBLE", "floating-point operations of one example's forward pass"),
     "upstream": ("VARCHAR", "the dataset pre-trained on"),
     "upstream_classes": ("BIGINT", "classes upstream"),
+    "upstream_fraction": ("DOUBLE", "the share of the upstream training examples trained on"),
     "upstream_train_examples": ("BIGINT", "examples trained on"),
     "upstream_test_examples": ("BIGINT", "examples that upstream accuracy is measured on"),
     "total_steps": ("BIGINT", "optimiser steps of the whole run"),
     "batch_size": ("BIGINT", "examples a step"),
+    "epochs": ("DOUBLE", "passes over the examples trained on, by the end"),
     "examples_seen": ("BIGINT", "training examples seen by the end, repeats counted"),
     "run_seed": ("BIGINT", "the run's seed"),
     "config_name": ("VARCHAR", "the base config"),
@@ -45,258 +49,178 @@ RUN_COLUMNS = {
 COLUMNS = RUN_COLUMNS | {name: (column.duckdb, column.meaning)
                          for name, column in records.ROW_COLUMNS.items()}
 
-CELL = ("upstream", "task", "variant", "setting", "shots")
-POINT_COLUMNS = {
-    "run_id": RUN_COLUMNS["run_id"],
-    "run_name": RUN_COLUMNS["run_name"],
-    "run_folder": RUN_COLUMNS["run_folder"],
-    "family": RUN_COLUMNS["family"],
-    "model": RUN_COLUMNS["model"],
-    "parameters": RUN_COLUMNS["parameters"],
-    "learning_rate": RUN_COLUMNS["learning_rate"],
-    "overrides": RUN_COLUMNS["overrides"],
+
+class Cell(typing.NamedTuple):
+  """What is fitted by itself: one downstream measurement after one upstream dataset."""
+  upstream: str | None
+  task: str | None
+  variant: str | None
+  setting: str | None
+  shots: int | None
+
+
+CELL = Cell._fields
+CELL_COLUMNS = {name: COLUMNS[name] for name in CELL}
+MEASURED_COLUMNS = {
     "step": ("BIGINT", "optimiser steps taken when both accuracies were measured"),
     "last": ("BOOLEAN", "whether that is the run's last evaluation"),
-    "upstream": RUN_COLUMNS["upstream"],
-    "task": ("VARCHAR", "the downstream task"),
-    "variant": COLUMNS["variant"],
-    "setting": COLUMNS["setting"],
-    "shots": COLUMNS["shots"],
-    "us_accuracy": ("DOUBLE", "accuracy upstream, a fraction of held-out examples"),
-    "ds_accuracy": ("DOUBLE", "accuracy downstream, a fraction, the mean over probe seeds"),
-    "ds_std": ("DOUBLE", "standard deviation over probe seeds (n - 1); null with one seed"),
+    "us": ("DOUBLE", "accuracy upstream, a fraction of held-out examples"),
+    "us_error": ("DOUBLE", "standard error of us; null where unknown"),
+    "ds": ("DOUBLE", "accuracy downstream, a fraction, the mean over probe seeds"),
+    "ds_error": ("DOUBLE", "standard error of ds, from the probe seeds; null with one seed"),
     "ds_seeds": ("BIGINT", "probe seeds in that mean"),
     "examples_used": ("BIGINT", "fewest training examples that one of the probes got"),
 }
+POINT_COLUMNS = (RUN_COLUMNS | {name: CELL_COLUMNS[name] for name in CELL if name != "upstream"}
+                 | MEASURED_COLUMNS)
 
 L2 = 1024.0  # 2^10, the protocol's ridge strength
+ARROW = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64(),
+         "BOOLEAN": pa.bool_()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Census:
-  """What was found where the runs were looked for.
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+  """The points of one cell.
 
   Attributes:
-    patterns: the globs, as given.
-    finished: runs whose rows are in the table.
-    left_out: reason -> number of folders, such as "running" -> 2.
-    rows: lines of the table.
-    warnings: one sentence each.
+    cell: the `Cell`.
+    run: (N,) rows of `Points.runs`.
+    us, ds: (N,) accuracies, fractions.
+    us_error, ds_error: (N,) their standard errors, NaN where unknown.
+    step: (N,) steps at the measurement, NaN where unknown.
+    last: (N,) whether it is the run's last evaluation.
   """
-  patterns: tuple[str, ...]
-  finished: int
-  left_out: dict[str, int]
-  rows: int
-  warnings: tuple[str, ...]
+  cell: Cell
+  run: np.ndarray
+  us: np.ndarray
+  ds: np.ndarray
+  us_error: np.ndarray
+  ds_error: np.ndarray
+  step: np.ndarray
+  last: np.ndarray
+
+  def take(self, chosen):
+    """A view of the points chosen by a mask or by indices (of the view)."""
+    arrays = {field.name: getattr(self, field.name)[chosen]
+              for field in dataclasses.fields(self) if field.name != "cell"}
+    return View(self.cell, **arrays)
 
 
-def _folders(patterns):
-  """The folders that hold a run.json, each once, and how many matches hold none."""
-  found, others = {}, 0
-  for pattern in patterns:
-    matches = sorted(glob.glob(str(pathlib.Path(pattern).expanduser())))
-    if not matches:
-      raise ValueError(f"--runs: nothing matches {pattern!r}; expected a quoted glob of run "
-                       "folders, such as --runs 'DIR/*'")
-    for match in map(pathlib.Path, matches):
-      if (match / records.RUN).is_file():
-        found.setdefault(match.resolve(), match)
-      else:
-        others += 1
-  if not found:
-    inside = next((match for pattern in patterns for match in sorted(glob.glob(str(pattern)))
-                   if any(pathlib.Path(match).glob("*/" + records.RUN))), None)
-    hint = f"did you mean '{inside}/*'?" if inside else "a run folder is what a training leaves"
-    raise ValueError(f"--runs: none of the {others} matches of {', '.join(patterns)} holds a "
-                     f"{records.RUN}, which marks a run folder; {hint}")
-  return list(found.values()), others
+@dataclasses.dataclass(frozen=True, eq=False)
+class Points:
+  """All points of a study, by cell.
+
+  Attributes:
+    runs: a table of U runs with `RUN_COLUMNS`, ordered by run_id.
+    measured: a table of P points with `MEASURED_COLUMNS`, ordered by cell, run and step.
+    run: (P,) rows of `runs`.
+    cells: the C cells; texts by alphabet, numbers by size, what is missing first.
+    first: (C + 1,) where the points of each cell begin; the last is P.
+  """
+  runs: pa.Table
+  measured: pa.Table
+  run: np.ndarray
+  cells: tuple[Cell, ...]
+  first: np.ndarray
+
+  def __len__(self):
+    return self.run.size
+
+  def __iter__(self):
+    return (self.view(c) for c in range(len(self.cells)))
+
+  @functools.cached_property
+  def _columns(self):
+    return {name: values(self.measured, name)
+            for name in ("us", "ds", "us_error", "ds_error", "step", "last")}
+
+  def view(self, cell):
+    """The points of one cell, a `Cell` or its index, as a `View` (no copies)."""
+    index = cell if isinstance(cell, int) else self.cells.index(cell)
+    part = slice(self.first[index], self.first[index + 1])
+    return View(self.cells[index], self.run[part],
+                **{name: column[part] for name, column in self._columns.items()})
+
+  def of_runs(self, name):
+    """A column of `runs` as an array (U,): numbers as floats with NaN, texts as objects."""
+    return values(self.runs, name)
+
+  def table(self):
+    """All of it as one flat table of `POINT_COLUMNS`, a line a point."""
+    parts = {name: self.runs[name].take(self.run) for name in RUN_COLUMNS}
+    counts = np.diff(self.first)
+    for name in CELL:
+      kind = ARROW[CELL_COLUMNS[name][0]]
+      per_cell = pa.array([getattr(cell, name) for cell in self.cells], kind)
+      parts[name] = per_cell.take(pa.array(np.repeat(np.arange(len(self.cells)), counts)))
+    parts |= {name: self.measured[name] for name in MEASURED_COLUMNS}
+    return pa.table({name: parts[name] for name in POINT_COLUMNS})
 
 
-def _load(path):
-  try:
-    content = json.loads(path.read_text())
-  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise ValueError(f"{path}: expected a JSON object, but {error}; restore the file, or leave "
-                     "its folder out of --runs") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}; restore the "
-                     "file, or leave its folder out of --runs")
-  return content
+def values(content, name):
+  """A column of an Arrow table as an array: numbers as floats with NaN, texts as objects."""
+  column = content[name]
+  if pa.types.is_boolean(column.type):
+    return column.to_numpy().astype(bool)
+  if pa.types.is_integer(column.type):
+    column = column.cast(pa.float64())
+  return column.to_numpy()
 
 
-def _leaves(tree, prefix=""):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _leaves(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
-
-
-def _learning_rate(run, folder):
-  """The peak rate: the shallowest number called lr or learning_rate, overrides first."""
-  config = folder / records.CONFIG
-  for tree in (run.get("overrides"), _load(config) if config.is_file() else None):
-    rates = [(key.count("."), value) for key, value in _leaves(tree or {})
-             if key.rsplit(".", 1)[-1] in ("lr", "learning_rate") and "[" not in key
-             and isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if rates:
-      return float(min(rates)[1])
-  return None
-
-
-def _identity(run, folder):
-  model, upstream = run.get("model") or {}, run.get("upstream") or {}
-  values = {
-      "run_id": run["id"], "run_name": run.get("name"), "run_folder": str(folder),
-      "family": model.get("family"), "model": model.get("label"),
-      "upstream": upstream.get("name"), "upstream_classes": upstream.get("classes"),
-      "upstream_train_examples": upstream.get("train_examples"),
-      "upstream_test_examples": upstream.get("test_examples"), "run_seed": run.get("seed"),
-      "overrides": json.dumps(run.get("overrides") or {}, sort_keys=True),
-      "learning_rate": _learning_rate(run, folder)}
-  same = ("parameters", "flops_per_example", "total_steps", "batch_size", "examples_seen",
-          "config_name", "wall_seconds")
-  return values | {name: run.get(name) for name in same}
-
-
-_ARROW = {"VARCHAR": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64(),
-          "BOOLEAN": pa.bool_()}
-
-
-def _arrow(identities):
-  columns = {}
-  for name, (kind, _) in RUN_COLUMNS.items():
-    values = [identity[name] for identity in identities]
-    try:
-      columns[name] = pa.array(values, _ARROW[kind])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-      raise ValueError(f"{records.RUN} files: {name} should be {kind} in every run, but {error}; "
-                       "correct the file, or leave its folder out of --runs") from error
-  return pa.table(columns | {"file": [identity["file"] for identity in identities]})
-
-
-def _unparsable(line):
-  """Why a line isn't a row, or None."""
-  try:
-    row = json.loads(line.rstrip())
-  except (UnicodeDecodeError, ValueError) as error:
-    return str(error)
-  if not isinstance(row, dict):
-    return f"it is {type(row).__name__}, not an object"
-  for name, column in records.ROW_COLUMNS.items():
-    kinds = (int, float) if column.python is float else (column.python,)
-    value = row.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-      return f"{name} should be {column.python.__name__}, got {value!r}"
-  return None
-
-
-def _whole_lines(path, scratch):
-  """The file to read for `path`: itself, or a copy without a last line cut off mid-write."""
-  if not path.is_file():
-    raise ValueError(f"{path}: a finished run should have this file; restore it, or leave its "
-                     "folder out of --runs")
-  with path.open("rb") as file:
-    size = file.seek(0, 2)
-    if not size:
-      return path, None
-    file.seek(size - 1)
-    if file.read(1) == b"\n":
-      return path, None
-  whole, _, tail = path.read_bytes().rpartition(b"\n")
-  if _unparsable(tail) is None:
-    return path, None
-  copy = scratch / f"{len(list(scratch.iterdir()))}.jsonl"
-  copy.write_bytes(whole + b"\n" if whole else b"")
-  return copy, f"{path}: its last line is cut off (the run was killed in mid-write?); left out"
-
-
-def _raise_bad_line(identities, error):
-  """Names the line that DuckDB would not read; its own message knows the file by another name."""
-  for identity in identities:
-    with open(identity["file"], "rb") as file:
-      for number, line in enumerate(file, 1):
-        reason = _unparsable(line) if line.strip() else None
-        if reason:
-          path = pathlib.Path(identity["run_folder"]) / records.METRICS
-          raise ValueError(f"{path}, line {number}: expected a row as a JSON object, but {reason}; "
-                           "correct or delete the line") from error
-  raise ValueError(f"{records.METRICS} files can't be read: {error}") from error
-
-
-def gather(patterns, out):
-  """Writes the rows of all finished runs to one Parquet file, `COLUMNS` its schema.
+def assemble(runs, measured):
+  """Points from two relations.
 
   Args:
-    patterns: globs of run folders. Matches that are no run folder are counted and left out, and
-      so are runs whose status isn't "finished" and further copies of one run id.
-    out: the Parquet file to write.
+    runs: an Arrow table of `RUN_COLUMNS` (absent columns are null), a line a run, run_id unique.
+    measured: an Arrow table with run_id, task, variant, setting and shots (absent: null) and
+      `MEASURED_COLUMNS` (absent: null, but for us, ds and last). Upstream is the run's.
 
   Returns:
-    A `Census`.
+    `Points`.
 
   Raises:
-    ValueError: a pattern matches nothing, no run is finished, or a file is damaged; the message
-      names the file and the line. Only a last line cut off mid-write is left out, with a warning.
+    ValueError: no points.
   """
-  folders, others = _folders(patterns)
-  left_out = collections.Counter({"not a run folder": others} if others else {})
-  identities, notes, seen = [], [], set()
-  with contextlib.ExitStack() as stack:
-    scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    for folder in folders:
-      run = _load(folder / records.RUN)
-      if not isinstance(run.get("id"), str) or not isinstance(run.get("status"), str):
-        raise ValueError(f"{folder / records.RUN}: expected texts 'id' and 'status', got id "
-                         f"{run.get('id')!r} and status {run.get('status')!r}; restore the file, "
-                         "or leave its folder out of --runs")
-      reason = run["status"] if run["status"] != "finished" else (
-          "copy of a run already read" if run["id"] in seen else None)
-      if reason:
-        left_out[reason] += 1
-        continue
-      seen.add(run["id"])
-      file, note = _whole_lines(folder / records.METRICS, scratch)
-      notes += [note] if note else []
-      identities.append(_identity(run, folder) | {"file": str(file)})
-    if not identities:
-      raise ValueError(f"--runs: expected at least one finished run under {', '.join(patterns)}, "
-                       f"found {_counted(left_out)}; let the runs finish, or start them again")
-    rows = _write_rows(identities, pathlib.Path(out))
-  for note in notes:
-    warnings.warn(note, stacklevel=2)
-  return Census(tuple(patterns), len(identities), dict(left_out), rows, tuple(notes))
-
-
-def _counted(left_out):
-  return ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items())) or "none"
-
-
-def _quoted(name):
-  return '"' + name.replace('"', '""') + '"'
-
-
-def _write_rows(identities, out):
-  types = ", ".join(f"{_quoted(name)}: '{column.duckdb}'"
-                    for name, column in records.ROW_COLUMNS.items())
-  select = ", ".join([f"r.{_quoted(name)}" for name in RUN_COLUMNS]
-                     + [f"m.{_quoted(name)}" for name in records.ROW_COLUMNS])
-  out.parent.mkdir(parents=True, exist_ok=True)
+  if not measured.num_rows:
+    raise ValueError("points: expected at least one run with an accuracy upstream and one "
+                     "downstream, got none; add such runs")
+  runs = runs.select([name for name in runs.column_names if name in RUN_COLUMNS])
   with duckdb.connect() as database:
-    database.register("runs", _arrow(identities))
-    # A path with brackets in it is a path here, not a glob.
-    files = [glob.escape(identity["file"]) for identity in identities]
-    try:
-      database.execute(
-          f"CREATE TABLE measured AS SELECT * FROM read_json($files, columns={{{types}}}, "
-          "format='newline_delimited', filename='file')", {"files": files})
-    except duckdb.Error as error:
-      _raise_bad_line(identities, error)
+    database.register("given_runs", _completed(runs, RUN_COLUMNS))
+    database.register("given", _completed(measured, {
+        "run_id": RUN_COLUMNS["run_id"], **{name: CELL_COLUMNS[name] for name in CELL[1:]},
+        **MEASURED_COLUMNS}))
+    # Only runs with a point; their number is their place by run_id.
     database.execute(
-        f"COPY (SELECT {select} FROM measured m JOIN runs r USING (file) "
-        "ORDER BY r.run_id, m.step) "
-        f"TO '{str(out).replace(chr(39), 2 * chr(39))}' (FORMAT parquet, COMPRESSION zstd)")
-    return database.execute("SELECT count(*) FROM measured").fetchone()[0]
+        "CREATE TABLE runs AS SELECT row_number() OVER (ORDER BY run_id) - 1 AS number, * "
+        "FROM given_runs SEMI JOIN given USING (run_id) ORDER BY run_id")
+    order = ", ".join(f"{name} NULLS FIRST" for name in CELL)
+    database.execute(
+        f"CREATE TABLE placed AS SELECT number, upstream, given.*, "
+        f"dense_rank() OVER (ORDER BY {order}) - 1 AS cell FROM given JOIN runs USING (run_id)")
+    cells = database.execute(f"SELECT DISTINCT cell, {', '.join(CELL)} FROM placed "
+                             "ORDER BY cell").fetchall()
+    flat = database.execute(
+        f"SELECT number, cell, {', '.join(quoted(name) for name in MEASURED_COLUMNS)} FROM placed "
+        "ORDER BY cell, number, step").to_arrow_table()
+    runs = database.execute("SELECT * EXCLUDE (number) FROM runs ORDER BY number").to_arrow_table()
+  cell_P = flat["cell"].to_numpy()
+  return Points(runs, flat.select(list(MEASURED_COLUMNS)), flat["number"].to_numpy(),
+                tuple(Cell(*cell[1:]) for cell in cells),
+                np.searchsorted(cell_P, np.arange(len(cells) + 1)))
+
+
+def _completed(content, columns):
+  """The table with exactly these columns, in their types; those it lacks are null."""
+  return pa.table({name: content[name].cast(ARROW[kind]) if name in content.column_names
+                   else pa.nulls(content.num_rows, ARROW[kind])
+                   for name, (kind, _) in columns.items()})
+
+
+def quoted(name):
+  """A column's name as SQL wants it."""
+  return '"' + name.replace('"', '""') + '"'
 
 
 def points(rows, *, steps="last", l2=L2):
@@ -306,12 +230,12 @@ def points(rows, *, steps="last", l2=L2):
   probes of `pre_logits` count; values that are skipped or not finite are left out.
 
   Args:
-    rows: the Parquet file that `gather` wrote.
+    rows: the Parquet file that `gather.gather` wrote.
     steps: "last", or "all" for every step at which both accuracies were measured.
     l2: ridge strength of the probes.
 
   Returns:
-    A table of `POINT_COLUMNS`, ordered by cell, run and step.
+    `Points`.
 
   Raises:
     ValueError: an unknown `steps`, no upstream accuracy, no probe, none at this strength, or
@@ -330,32 +254,32 @@ def points(rows, *, steps="last", l2=L2):
         f"CREATE TABLE ds AS SELECT * FROM rows WHERE evaluator = 'fewshot' AND {good} "
         "AND coalesce(layer, 'pre_logits') = 'pre_logits' AND \"group\" IS NULL")
     _check_accuracies(database, l2)
-    table = database.execute(_POINTS, {"l2": l2, "all": steps == "all"}).to_arrow_table()
-  if not table.num_rows:
+    columns = ", ".join(f"any_value({quoted(name)}) AS {quoted(name)}"
+                        for name in RUN_COLUMNS if name != "run_id")
+    runs = database.execute(
+        f"SELECT run_id, {columns} FROM rows GROUP BY run_id ORDER BY run_id").to_arrow_table()
+    measured = database.execute(_MEASURED, {"l2": l2, "all": steps == "all"}).to_arrow_table()
+  if not measured.num_rows:
     raise ValueError("rows: no run has an upstream accuracy and a probe at the same step; evaluate "
                      "both at the last step (evaluators 'upstream' and 'fewshot')")
-  return table
+  return assemble(runs, measured)
 
 
-_POINTS = f"""
+# A probe's standard error is over its seeds: what a new draw of shots would change.
+_MEASURED = """
 WITH probes AS (
-  SELECT run_id, step, task, variant, setting, shots, avg(value) AS ds_accuracy,
-         stddev_samp(value) AS ds_std, count(DISTINCT coalesce(seed, 0)) AS ds_seeds,
-         min(examples_used) AS examples_used, any_value(run_name) AS run_name,
-         any_value(run_folder) AS run_folder,
-         any_value(family) AS family, any_value(model) AS model,
-         any_value(parameters) AS parameters, any_value(learning_rate) AS learning_rate,
-         any_value(overrides) AS overrides, any_value(upstream) AS upstream
+  SELECT run_id, step, task, variant, setting, shots, avg(value) AS ds,
+         stddev_samp(value) / sqrt(count(value)) AS ds_error,
+         count(DISTINCT coalesce(seed, 0)) AS ds_seeds, min(examples_used) AS examples_used,
+         any_value(upstream_test_examples) AS held_out
   FROM ds WHERE coalesce(l2, $l2) = $l2
   GROUP BY run_id, step, task, variant, setting, shots
 ), joined AS (
-  SELECT probes.*, us.value AS us_accuracy,
+  SELECT probes.*, us.value AS us, sqrt(us.value * (1 - us.value) / nullif(held_out, 0)) AS us_error,
          step = max(step) OVER (PARTITION BY run_id) AS "last"
   FROM probes JOIN us USING (run_id, step)
 )
-SELECT {", ".join(_quoted(name) for name in POINT_COLUMNS)} FROM joined
-WHERE "last" OR $all
-ORDER BY {", ".join(CELL)}, run_id, step
+SELECT * FROM joined WHERE "last" OR $all
 """
 
 
@@ -378,21 +302,26 @@ def _check_accuracies(database, l2):
                      f"{', '.join(f'{value:g}' for value, in measured)}: choose one of these")
 
 
-def as_records(table):
+def as_records(content):
   """A table as a list of dicts, with NaN (which JSON lacks) as None."""
   return [{key: None if isinstance(value, float) and not math.isfinite(value) else value
-           for key, value in row.items()} for row in table.to_pylist()]
+           for key, value in row.items()} for row in content.to_pylist()]
+
+
+_MOST_CSV = 100_000  # lines: more make a file that no spreadsheet opens, of hundreds of MB
 
 
 def write(stem, lines, columns):
-  """Writes dicts as STEM.parquet and STEM.csv.
+  """Writes a table as STEM.parquet, and as STEM.csv where it has at most 100,000 lines.
 
   Args:
     stem: path without an ending.
-    lines: dicts; a key that is absent is null.
+    lines: an Arrow table, or dicts (a key that is absent is null).
     columns: name -> (type, meaning), such as `POINT_COLUMNS`.
   """
-  schema = pa.schema([(name, _ARROW[kind]) for name, (kind, _) in columns.items()])
-  content = pa.Table.from_pylist(lines, schema=schema)
+  schema = pa.schema([(name, ARROW[kind]) for name, (kind, _) in columns.items()])
+  content = (lines if isinstance(lines, pa.Table)
+             else pa.Table.from_pylist(lines, schema=schema)).cast(schema)
   parquet.write_table(content, f"{stem}.parquet", compression="zstd")
-  csv.write_csv(content, f"{stem}.csv")
+  if content.num_rows <= _MOST_CSV:
+    csv.write_csv(content, f"{stem}.csv")

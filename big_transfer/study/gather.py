@@ -1,0 +1,244 @@
+"""Run folders to one tidy table of rows: one line a measured value, its run's identity beside it.
+
+Column types are stated (`table.COLUMNS`), never inferred from the data.
+"""
+import collections
+import contextlib
+import dataclasses
+import glob
+import json
+import pathlib
+import tempfile
+import warnings
+
+import duckdb
+import pyarrow as pa
+
+from big_transfer.runs import records
+from big_transfer.study import table
+
+
+@dataclasses.dataclass(frozen=True)
+class Census:
+  """What was found where the runs were looked for.
+
+  Attributes:
+    patterns: the globs, as given.
+    finished: runs whose rows are in the table.
+    left_out: reason -> number of folders, such as "running" -> 2.
+    rows: lines of the table.
+    warnings: one sentence each.
+  """
+  patterns: tuple[str, ...]
+  finished: int
+  left_out: dict[str, int]
+  rows: int
+  warnings: tuple[str, ...]
+
+
+def _folders(patterns):
+  """The folders that hold a run.json, each once, and how many matches hold none."""
+  found, others = {}, 0
+  for pattern in patterns:
+    matches = sorted(glob.glob(str(pathlib.Path(pattern).expanduser())))
+    if not matches:
+      raise ValueError(f"--runs: nothing matches {pattern!r}; expected a quoted glob of run "
+                       "folders, such as --runs 'DIR/*'")
+    for match in map(pathlib.Path, matches):
+      if (match / records.RUN).is_file():
+        found.setdefault(match.resolve(), match)
+      else:
+        others += 1
+  if not found:
+    inside = next((match for pattern in patterns for match in sorted(glob.glob(str(pattern)))
+                   if any(pathlib.Path(match).glob("*/" + records.RUN))), None)
+    hint = f"did you mean '{inside}/*'?" if inside else "a run folder is what a training leaves"
+    raise ValueError(f"--runs: none of the {others} matches of {', '.join(patterns)} holds a "
+                     f"{records.RUN}, which marks a run folder; {hint}")
+  return list(found.values()), others
+
+
+def _load(path):
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{path}: expected a JSON object, but {error}; restore the file, or leave "
+                     "its folder out of --runs") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}; restore the "
+                     "file, or leave its folder out of --runs")
+  return content
+
+
+def _leaves(tree, prefix=""):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _learning_rate(run, folder):
+  """The peak rate: the shallowest number called lr or learning_rate, overrides first."""
+  config = folder / records.CONFIG
+  for tree in (run.get("overrides"), _load(config) if config.is_file() else None):
+    rates = [(key.count("."), value) for key, value in _leaves(tree or {})
+             if key.rsplit(".", 1)[-1] in ("lr", "learning_rate") and "[" not in key
+             and isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if rates:
+      return float(min(rates)[1])
+  return None
+
+
+def _epochs(run, upstream):
+  seen, examples = run.get("examples_seen"), upstream.get("train_examples")
+  return seen / examples if seen is not None and examples else None
+
+
+def _identity(run, folder):
+  model, upstream = run.get("model") or {}, run.get("upstream") or {}
+  values = {
+      "run_id": run["id"], "run_name": run.get("name"), "run_folder": str(folder),
+      "family": model.get("family"), "model": model.get("label"),
+      "upstream": upstream.get("name"), "upstream_classes": upstream.get("classes"),
+      "upstream_fraction": upstream.get("fraction", 1.0),
+      "upstream_train_examples": upstream.get("train_examples"),
+      "epochs": _epochs(run, upstream),
+      "upstream_test_examples": upstream.get("test_examples"), "run_seed": run.get("seed"),
+      "overrides": json.dumps(run.get("overrides") or {}, sort_keys=True),
+      "learning_rate": _learning_rate(run, folder)}
+  same = ("parameters", "flops_per_example", "total_steps", "batch_size", "examples_seen",
+          "config_name", "wall_seconds")
+  return values | {name: run.get(name) for name in same}
+
+
+def _arrow(identities):
+  columns = {}
+  for name, (kind, _) in table.RUN_COLUMNS.items():
+    values = [identity[name] for identity in identities]
+    try:
+      columns[name] = pa.array(values, table.ARROW[kind])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+      raise ValueError(f"{records.RUN} files: {name} should be {kind} in every run, but {error}; "
+                       "correct the file, or leave its folder out of --runs") from error
+  return pa.table(columns | {"file": [identity["file"] for identity in identities]})
+
+
+def _unparsable(line):
+  """Why a line isn't a row, or None."""
+  try:
+    row = json.loads(line.rstrip())
+  except (UnicodeDecodeError, ValueError) as error:
+    return str(error)
+  if not isinstance(row, dict):
+    return f"it is {type(row).__name__}, not an object"
+  for name, column in records.ROW_COLUMNS.items():
+    kinds = (int, float) if column.python is float else (column.python,)
+    value = row.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+      return f"{name} should be {column.python.__name__}, got {value!r}"
+  return None
+
+
+def _whole_lines(path, scratch):
+  """The file to read for `path`: itself, or a copy without a last line cut off mid-write."""
+  if not path.is_file():
+    raise ValueError(f"{path}: a finished run should have this file; restore it, or leave its "
+                     "folder out of --runs")
+  with path.open("rb") as file:
+    size = file.seek(0, 2)
+    if not size:
+      return path, None
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+      return path, None
+  whole, _, tail = path.read_bytes().rpartition(b"\n")
+  if _unparsable(tail) is None:
+    return path, None
+  copy = scratch / f"{len(list(scratch.iterdir()))}.jsonl"
+  copy.write_bytes(whole + b"\n" if whole else b"")
+  return copy, f"{path}: its last line is cut off (the run was killed in mid-write?); left out"
+
+
+def _raise_bad_line(identities, error):
+  """Names the line that DuckDB would not read; its own message knows the file by another name."""
+  for identity in identities:
+    with open(identity["file"], "rb") as file:
+      for number, line in enumerate(file, 1):
+        reason = _unparsable(line) if line.strip() else None
+        if reason:
+          path = pathlib.Path(identity["run_folder"]) / records.METRICS
+          raise ValueError(f"{path}, line {number}: expected a row as a JSON object, but {reason}; "
+                           "correct or delete the line") from error
+  raise ValueError(f"{records.METRICS} files can't be read: {error}") from error
+
+
+def gather(patterns, out):
+  """Writes the rows of all finished runs to one Parquet file, `table.COLUMNS` its schema.
+
+  Args:
+    patterns: globs of run folders. Matches that are no run folder are counted and left out, and
+      so are runs whose status isn't "finished" and further copies of one run id.
+    out: the Parquet file to write.
+
+  Returns:
+    A `Census`.
+
+  Raises:
+    ValueError: a pattern matches nothing, no run is finished, or a file is damaged; the message
+      names the file and the line. Only a last line cut off mid-write is left out, with a warning.
+  """
+  folders, others = _folders(patterns)
+  left_out = collections.Counter({"not a run folder": others} if others else {})
+  identities, notes, seen = [], [], set()
+  with contextlib.ExitStack() as stack:
+    scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    for folder in folders:
+      run = _load(folder / records.RUN)
+      if not isinstance(run.get("id"), str) or not isinstance(run.get("status"), str):
+        raise ValueError(f"{folder / records.RUN}: expected texts 'id' and 'status', got id "
+                         f"{run.get('id')!r} and status {run.get('status')!r}; restore the file, "
+                         "or leave its folder out of --runs")
+      reason = run["status"] if run["status"] != "finished" else (
+          "copy of a run already read" if run["id"] in seen else None)
+      if reason:
+        left_out[reason] += 1
+        continue
+      seen.add(run["id"])
+      file, note = _whole_lines(folder / records.METRICS, scratch)
+      notes += [note] if note else []
+      identities.append(_identity(run, folder) | {"file": str(file)})
+    if not identities:
+      raise ValueError(f"--runs: expected at least one finished run under {', '.join(patterns)}, "
+                       f"found {_counted(left_out)}; let the runs finish, or start them again")
+    rows = _write_rows(identities, pathlib.Path(out))
+  for note in notes:
+    warnings.warn(note, stacklevel=2)
+  return Census(tuple(patterns), len(identities), dict(left_out), rows, tuple(notes))
+
+
+def _counted(left_out):
+  return ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items())) or "none"
+
+
+def _write_rows(identities, out):
+  types = ", ".join(f"{table.quoted(name)}: '{column.duckdb}'"
+                    for name, column in records.ROW_COLUMNS.items())
+  select = ", ".join([f"r.{table.quoted(name)}" for name in table.RUN_COLUMNS]
+                     + [f"m.{table.quoted(name)}" for name in records.ROW_COLUMNS])
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with duckdb.connect() as database:
+    database.register("runs", _arrow(identities))
+    # A path with brackets in it is a path here, not a glob.
+    files = [glob.escape(identity["file"]) for identity in identities]
+    try:
+      database.execute(
+          f"CREATE TABLE measured AS SELECT * FROM read_json($files, columns={{{types}}}, "
+          "format='newline_delimited', filename='file')", {"files": files})
+    except duckdb.Error as error:
+      _raise_bad_line(identities, error)
+    database.execute(
+        f"COPY (SELECT {select} FROM measured m JOIN runs r USING (file) "
+        "ORDER BY r.run_id, m.step) "
+        f"TO '{str(out).replace(chr(39), 2 * chr(39))}' (FORMAT parquet, COMPRESSION zstd)")
+    return database.execute("SELECT count(*) FROM measured").fetchone()[0]
