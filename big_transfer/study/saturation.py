@@ -40,8 +40,9 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from big_transfer.study import fitting, hull, laws, table
+from big_transfer.study import fitting, hull, laws, methods, table
 
+METHODS = methods.METHODS
 MIN_RUNS = 10  # subsamples have at least 8: fewer runs leave them nothing to differ in
 MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade off freely
 # Below this a noisy hull bends over by itself, though the runs lie along a straight line. (The
@@ -149,11 +150,35 @@ def fit_points(kind, us_N, ds_N, mask_RN=None, *, law=laws.SATURATING, steps=40)
   Raises:
     ValueError: an unknown kind, or points that can't be fitted.
   """
-  if kind not in _DATA:
-    raise ValueError(f"kind: expected one of {', '.join(_DATA)}, got {kind!r}")
   us_N, ds_N = np.asarray(us_N, float), np.asarray(ds_N, float)
   mask_RN = np.ones((1, us_N.size), bool) if mask_RN is None else mask_RN
-  return fitting.fit(law, *_DATA[kind](us_N, ds_N, mask_RN), steps=steps)
+  return fitting.fit(law, *_known(kind)(us_N, ds_N, mask_RN), steps=steps)
+
+
+def fitted_points(kind, us_N, ds_N):
+  """What is fitted, as points: all of them, or places along the upper hull.
+
+  Args:
+    kind: "hull" or "all".
+    us_N: upstream accuracies.
+    ds_N: downstream accuracies.
+
+  Returns:
+    (us_M, ds_M), accuracies, each of weight 1 in a fit.
+
+  Raises:
+    ValueError: an unknown kind.
+  """
+  us_N, ds_N = np.asarray(us_N, float), np.asarray(ds_N, float)
+  error_us_M, error_ds_1M, weight_1M = _known(kind)(us_N, ds_N, np.ones((1, us_N.size), bool))
+  chosen_M = weight_1M[0] > 0
+  return 1.0 - error_us_M[chosen_M], 1.0 - np.atleast_2d(error_ds_1M)[0][chosen_M]
+
+
+def _known(kind):
+  if kind not in _DATA:
+    raise ValueError(f"kind: expected one of {', '.join(_DATA)}, got {kind!r}")
+  return _DATA[kind]
 
 
 def subsample_size(runs):
@@ -257,26 +282,11 @@ def _cell_fit(kind, us_N, ds_N, run_N, level, resamples):
   return line | ({"status": "not identified", "reason": doubt} if doubt else {})
 
 
-def cells(points):
-  """Points by cell: {cell: list of points}, in the order of the points.
-
-  Args:
-    points: dicts with `table.POINT_COLUMNS`.
-
-  Returns:
-    A dict; a key is a tuple of the columns in `table.CELL`.
-  """
-  grouped = {}
-  for point in points:
-    grouped.setdefault(tuple(point[name] for name in table.CELL), []).append(point)
-  return grouped
-
-
 def fits(points, *, level=0.9, resamples=200):
   """Two lines a cell: Eq. 1 on the upper hull and on all points.
 
   Args:
-    points: dicts with `table.POINT_COLUMNS`.
+    points: a `table.Points`.
     level: nominal coverage of the intervals, in (0, 1).
     resamples: subsamples for an interval, at least 20.
 
@@ -291,14 +301,11 @@ def fits(points, *, level=0.9, resamples=200):
   if resamples < 20:
     raise ValueError(f"--resamples: expected at least 20 subsamples, got {resamples}")
   lines = []
-  for cell, members in cells(points).items():
-    us_N = np.array([point["us_accuracy"] for point in members])
-    ds_N = np.array([point["ds_accuracy"] for point in members])
-    run_N = np.array([point["run_id"] for point in members])
-    steps = "last" if all(point["last"] for point in members) else "all"
+  for view in points:
+    steps = "last" if view.last.all() else "all"
     for kind in _DATA:
-      lines.append(_cell_fit(kind, us_N, ds_N, run_N, level, resamples)
-                   | dict(zip(table.CELL, cell)) | {"steps": steps})
+      lines.append(_cell_fit(kind, view.us, view.ds, view.run, level, resamples)
+                   | view.cell._asdict() | {"steps": steps})
   return lines
 
 
@@ -306,7 +313,7 @@ def summary(points, fits):
   """One dict a cell, for reading: range upstream, best downstream, rank correlation, saturation.
 
   Args:
-    points: dicts with `table.POINT_COLUMNS`.
+    points: a `table.Points`.
     fits: dicts with `FIT_COLUMNS`.
 
   Returns:
@@ -316,29 +323,28 @@ def summary(points, fits):
     (of the hull, in words; "flat" where it moves by less than `FLAT`).
   """
   on_hull = {tuple(fit[name] for name in table.CELL): fit for fit in fits if fit["fit"] == "hull"}
+  family_U = np.array([name or "unknown" for name in points.of_runs("family")], object)
   lines = []
-  for cell, members in cells(points).items():
-    fit, families = on_hull[cell], {}
-    for point in members:
-      if point["last"]:
-        families.setdefault(point["family"] or "unknown", []).append(
-            (point["us_accuracy"], point["ds_accuracy"]))
-    ranks = {family: _spearman(np.array(pairs)) for family, pairs in sorted(families.items())}
+  for view in points:
+    fit, last = on_hull[view.cell], view.take(view.last)
+    family_N = family_U[last.run]
+    ranks = {family: _spearman(last.us[family_N == family], last.ds[family_N == family])
+             for family in sorted(set(family_N))}
     words = f"no fit: {fit['reason']}" if fit["status"] == "no fit" else fit["status"]
     if words == "ok":
       words = (f"{fit['saturation']:.3f} [{fit['saturation_low']:.3f}, "
                f"{fit['saturation_high']:.3f}]" + (", flat" if fit["hull_rise"] < FLAT else ""))
-    extra = [part for part in cell[2:4] if part and part != "fewshot"]
-    lines.append(dict(zip(table.CELL, cell)) | {
-        "name": " ".join(str(part) for part in [cell[1], *extra]),
+    extra = [part for part in (view.cell.variant, view.cell.setting) if part and part != "fewshot"]
+    lines.append(view.cell._asdict() | {
+        "name": " ".join(str(part) for part in [view.cell.task, *extra]),
         "spearman": {family: rank for family, rank in ranks.items() if rank is not None},
         "saturation": words} | {name: fit[name] for name in ("runs", "us_low", "us_high",
                                                              "ds_best")})
   return lines
 
 
-def _spearman(pairs_N2):
+def _spearman(us_N, ds_N):
   """Spearman's rank correlation, None where it says nothing."""
-  if len(pairs_N2) < 4 or (np.ptp(pairs_N2, axis=0) == 0).any():
+  if us_N.size < 4 or not np.ptp(us_N) or not np.ptp(ds_N):
     return None
-  return float(stats.spearmanr(pairs_N2[:, 0], pairs_N2[:, 1]).statistic)
+  return float(stats.spearmanr(us_N, ds_N).statistic)

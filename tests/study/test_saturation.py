@@ -3,20 +3,22 @@ import math
 
 import numpy as np
 import planted
+import pyarrow as pa
 import pytest
 
-from big_transfer.study import saturation
+from big_transfer.study import saturation, table
 
 TRUTH = (0.8, 3.0, 0.1)
 
 
 def _points(us_N, ds_N, **changes):
-  return [{"run_id": f"{i:04d}", "run_name": f"r{i}", "family": "vit", "model": "m",
-           "parameters": 1000, "learning_rate": 1e-3, "overrides": "{}", "step": 10, "last": True,
-           "upstream": "fractals", "task": "t", "variant": None, "setting": "fewshot",
-           "shots": 10, "us_accuracy": float(us), "ds_accuracy": float(ds), "ds_std": None,
-           "ds_seeds": 1, "examples_used": 100} | changes
-          for i, (us, ds) in enumerate(zip(us_N, ds_N))]
+  """Points of one cell, a run each, from arrays; `changes` add or replace measured columns."""
+  runs = pa.table({"run_id": [f"{i:04d}" for i in range(len(us_N))],
+                   "family": ["vit"] * len(us_N), "upstream": ["fractals"] * len(us_N)})
+  measured = {"run_id": runs["run_id"], "task": ["t"] * len(us_N), "shots": [10] * len(us_N),
+              "setting": ["fewshot"] * len(us_N), "last": [True] * len(us_N),
+              "us": np.asarray(us_N, float), "ds": np.asarray(ds_N, float)}
+  return table.assemble(runs, pa.table(measured | changes))
 
 
 def _coverage(kind, n, sets, draw):
@@ -97,11 +99,12 @@ def test_only_short_outer_edges_are_left_out():
 
 
 def test_the_same_points_give_the_same_numbers_in_any_order():
-  points = _points(*planted.shortfall_points(np.random.default_rng(1), 30, TRUTH))
-  once = saturation.fits(points, resamples=30)
-  assert once == saturation.fits(points, resamples=30)
-  shuffled = saturation.fits(points[::-1], resamples=30)
-  np.testing.assert_allclose([fit["saturation"] for fit in shuffled],
+  us_N, ds_N = planted.shortfall_points(np.random.default_rng(1), 30, TRUTH)
+  once = saturation.fits(_points(us_N, ds_N), resamples=30)
+  assert once == saturation.fits(_points(us_N, ds_N), resamples=30)
+  # The subsamples go by run, in the order of their names: other names, other subsamples.
+  backwards = saturation.fits(_points(us_N[::-1], ds_N[::-1]), resamples=30)
+  np.testing.assert_allclose([fit["saturation"] for fit in backwards],
                              [fit["saturation"] for fit in once], atol=1e-6)
 
 
