@@ -66,29 +66,45 @@ def _solve(moments, offset_bounds):
   return best_scale, best_offset, best_loss
 
 
-def _scan(x_N, y_RN, w_RN, exponents_A, offset_bounds):
-  """Index (R,) of the best exponent of the grid, from moments that are matrix products."""
+def _moments(x_RN, y_RN, w_RN, exponents_A):
+  """Weighted moments of the law's basis for each resample and exponent, six of (R, A).
+
+  Where all resamples have the same x, (1, N), they are matrix products.
+  """
+  basis_RNA = x_RN[:, :, None] ** exponents_A
+  wy_RN = w_RN * y_RN
+  if len(x_RN) == 1:
+    def total(v_RN, basis_RNA):
+      return v_RN @ basis_RNA[0]
+  else:
+    def total(v_RN, basis_RNA):
+      return (v_RN[:, None] @ basis_RNA)[:, 0]
+  constant = [np.broadcast_to(v_RN.sum(1)[:, None], (len(w_RN), exponents_A.size))
+              for v_RN in (w_RN, wy_RN, wy_RN * y_RN)]
+  first_RA, cross_RA = total(w_RN, basis_RNA), total(wy_RN, basis_RNA)
+  np.square(basis_RNA, out=basis_RNA)
+  return [constant[0], first_RA, total(w_RN, basis_RNA), constant[1], cross_RA, constant[2]]
+
+
+def _scan(x_RN, y_RN, w_RN, exponents_A, offset_bounds):
+  """Index (R,) of the best exponent of the grid."""
   best_R = np.empty(len(w_RN), int)
-  basis_NA = x_N[:, None] ** exponents_A
-  step = max(1, _CHUNK // exponents_A.size)
+  shared = len(x_RN) == 1
+  step = max(1, _CHUNK // (exponents_A.size * (1 if shared else x_RN.shape[1])))
   for start in range(0, len(w_RN), step):
-    w_rN, y_rN = w_RN[start:start + step], y_RN[start:start + step]
-    wy_rN = w_rN * y_rN
-    shape = (len(w_rN), exponents_A.size)
-    moments = [np.broadcast_to(w_rN.sum(1)[:, None], shape), w_rN @ basis_NA,
-               w_rN @ (basis_NA * basis_NA), np.broadcast_to(wy_rN.sum(1)[:, None], shape),
-               wy_rN @ basis_NA, np.broadcast_to((wy_rN * y_rN).sum(1)[:, None], shape)]
-    best_R[start:start + step] = _solve(moments, offset_bounds)[2].argmin(1)
+    rows = slice(start, start + step)
+    moments = _moments(x_RN if shared else x_RN[rows], y_RN[rows], w_RN[rows], exponents_A)
+    best_R[rows] = _solve(moments, offset_bounds)[2].argmin(1)
   return best_R
 
 
-def _at_exponent(x_N, y_RN, w_RN, exponent_R, offset_bounds):
+def _at_exponent(x_RN, y_RN, w_RN, exponent_R, offset_bounds):
   """Linear parameters and the loss at one exponent per resample.
 
   The loss comes from the residuals: as a difference of moments it loses the half of the digits
   that tell exponents apart when the fit is nearly exact.
   """
-  basis_RN = x_N ** exponent_R[:, None]
+  basis_RN = x_RN ** exponent_R[:, None]
   weighted_RN = w_RN * basis_RN
   moments = [w_RN.sum(1), weighted_RN.sum(1), (weighted_RN * basis_RN).sum(1),
              (w_RN * y_RN).sum(1), (weighted_RN * y_RN).sum(1), (w_RN * y_RN * y_RN).sum(1)]
@@ -97,12 +113,12 @@ def _at_exponent(x_N, y_RN, w_RN, exponent_R, offset_bounds):
   return scale_R, offset_R, (w_RN * residual_RN * residual_RN).sum(1)
 
 
-def _narrow(x_N, y_RN, w_RN, low_R, high_R, offset_bounds, steps):
+def _narrow(x_RN, y_RN, w_RN, low_R, high_R, offset_bounds, steps):
   """Golden section on the logarithm of the exponent, all resamples abreast."""
   low_R, high_R = np.log(low_R), np.log(high_R)
 
   def loss(log_R):
-    return _at_exponent(x_N, y_RN, w_RN, np.exp(log_R), offset_bounds)[2]
+    return _at_exponent(x_RN, y_RN, w_RN, np.exp(log_R), offset_bounds)[2]
 
   inner_R = high_R - _GOLDEN * (high_R - low_R)
   outer_R = low_R + _GOLDEN * (high_R - low_R)
@@ -119,17 +135,18 @@ def _narrow(x_N, y_RN, w_RN, low_R, high_R, offset_bounds, steps):
   return np.exp((low_R + high_R) / 2.0)
 
 
-def fit(law, x_N, y_N, weights_RN=None, *, steps=40):
+def fit(law, x_N, y_N, weights_RN=None, *, steps=40, grid=_GRID):
   """Weighted least squares of `law` to points, for each of R vectors of weights.
 
   Args:
     law: `laws.SATURATING` or `laws.LOG_LINEAR`, or another of that form.
-    x_N: errors upstream, each >= 0.
+    x_N: errors upstream, each >= 0; (N,) or one row a resample (R, N).
     y_N: errors downstream, (N,) or one row a resample (R, N).
-    weights_RN: weights >= 0, one row a resample, 0 for a point it leaves out; None is one row
-      of ones. A resample by indices is a row of counts.
+    weights_RN: weights >= 0, one row a resample, 0 for a point it leaves out; None is rows of
+      ones. A resample by indices is a row of counts.
     steps: golden-section steps after the grid; each narrows the exponent by 0.62. 40 end at
-      1e-9 of the exponent, 8 (for resamples) at 0.1 %.
+      1e-9 of the exponent, 10 (for resamples) at 0.1 %.
+    grid: exponents of the grid. Of resamples, of which no one is looked at, 41 do.
 
   Returns:
     A `Fit`; `params` are finite for every input that is accepted.
@@ -144,7 +161,11 @@ def fit(law, x_N, y_N, weights_RN=None, *, steps=40):
   [0.6, 3.0, 0.2]
   """
   x_N, y_N = np.asarray(x_N, float), np.asarray(y_N, float)
-  w_RN = np.ones((1, x_N.size)) if weights_RN is None else np.asarray(weights_RN, float)
+  if weights_RN is None:
+    rows = max((len(array) for array in (x_N, y_N) if array.ndim == 2), default=1)
+    w_RN = np.ones((rows, x_N.shape[-1] if x_N.ndim else 0))
+  else:
+    w_RN = np.asarray(weights_RN, float)
   _check(law, x_N, y_N, w_RN)
   y_RN = np.broadcast_to(y_N, w_RN.shape)
   exponent = next(name for name in law.parameters if name not in law.linear)
@@ -152,19 +173,20 @@ def fit(law, x_N, y_N, weights_RN=None, *, steps=40):
   offset_bounds = law.parameters[law.linear[1]] if len(law.linear) > 1 else (0.0, 0.0)
   # With x scaled to at most 1 no power overflows, and scale and offset are of one size.
   top = x_N.max() if x_N.max() > 0 else 1.0
-  u_N = x_N / top
-  exponents_A = np.geomspace(low, high, _GRID)
-  index_R = _scan(u_N, y_RN, w_RN, exponents_A, offset_bounds)
+  u_RN = np.atleast_2d(x_N) / top
+  exponents_A = np.geomspace(low, high, grid)
+  index_R = _scan(u_RN, y_RN, w_RN, exponents_A, offset_bounds)
   out_RP = np.empty((len(w_RN), len(law.parameters)))
   loss_R = np.empty(len(w_RN))
-  chunk = max(1, _CHUNK // x_N.size)
+  chunk = max(1, _CHUNK // w_RN.shape[1])
   names = list(law.parameters)
   for start in range(0, len(w_RN), chunk):
     rows = slice(start, start + chunk)
-    w_rN, y_rN, best_r = w_RN[rows], y_RN[rows], index_R[rows]
-    found_r = _narrow(u_N, y_rN, w_rN, exponents_A[np.maximum(best_r - 1, 0)],
-                      exponents_A[np.minimum(best_r + 1, _GRID - 1)], offset_bounds, steps)
-    scale_r, offset_r, loss_R[rows] = _at_exponent(u_N, y_rN, w_rN, found_r, offset_bounds)
+    u_rN, w_rN, y_rN = u_RN if len(u_RN) == 1 else u_RN[rows], w_RN[rows], y_RN[rows]
+    best_r = index_R[rows]
+    found_r = _narrow(u_rN, y_rN, w_rN, exponents_A[np.maximum(best_r - 1, 0)],
+                      exponents_A[np.minimum(best_r + 1, grid - 1)], offset_bounds, steps)
+    scale_r, offset_r, loss_R[rows] = _at_exponent(u_rN, y_rN, w_rN, found_r, offset_bounds)
     out_RP[rows, names.index(exponent)] = found_r
     out_RP[rows, names.index(law.linear[0])] = scale_r / top ** found_r
     if len(law.linear) > 1:
@@ -177,9 +199,9 @@ def _check(law, x_N, y_N, w_RN):
     raise ValueError(
         f"law {law.name!r}: expected scale * x^exponent, with or without an offset, so one "
         f"parameter that isn't linear; got {list(law.parameters)} with linear {law.linear}")
-  if (x_N.ndim != 1 or w_RN.ndim != 2 or w_RN.shape[1:] != x_N.shape
-      or y_N.shape not in (x_N.shape, w_RN.shape)):
-    raise ValueError("x, y, weights: expected shapes (N,), (N,) or (R, N), and (R, N), got "
+  shapes = (w_RN.shape[1:], w_RN.shape)
+  if w_RN.ndim != 2 or x_N.shape not in shapes or y_N.shape not in shapes:
+    raise ValueError("x, y, weights: expected shapes (N,) or (R, N), the same, and (R, N), got "
                      f"{x_N.shape}, {y_N.shape}, {w_RN.shape}")
   if not x_N.size or not all(np.isfinite(a).all() for a in (x_N, y_N, w_RN)):
     raise ValueError("x, y, weights: expected at least one point and finite values only; leave "
