@@ -1,0 +1,86 @@
+"""The robust fit of downstream to upstream accuracy: planted laws, noise, and what it refuses."""
+import numpy as np
+import pytest
+
+from big_transfer.study import fitting, laws, robust
+
+
+def _law(us, k=0.6, alpha=3.0, e_ir=0.2):
+  return 1.0 - k * (1.0 - us) ** alpha - e_ir
+
+
+def test_an_exact_law_is_found_within_its_interval_and_narrowly():
+  us = np.linspace(0.1, 0.7, 40)
+  found = robust.fit(us, _law(us))
+  low, middle, high = found.saturation
+  assert low <= 0.8 <= high and high - low < 0.02
+  # The average with a form that doesn't hold the law still stays within 0.03 at twice the range.
+  assert found.predict([0.9])[0] == pytest.approx(_law(0.9), abs=0.03)
+
+
+def test_inside_the_data_it_follows_the_data_even_where_no_form_holds():
+  us = np.linspace(0.1, 0.7, 60)
+  bent = _law(us) + 0.03 * np.sin(20.0 * us)
+  found = robust.fit(us, bent)
+  # The forms alone miss by up to 0.03; the path picks that up.
+  assert np.abs(found.predict(us) - bent).max() < 0.006
+
+
+def test_what_lies_near_the_prediction_counts_most():
+  us = np.linspace(0.05, 0.7, 80)
+  # Noise of 0.01, so that neither fit takes the law to be exact.
+  ds = _law(us) + np.random.default_rng(0).normal(0.0, 0.01, 80)
+
+  def shares(predict):
+    """How far a step of 0.01 in the lowest and the highest third moves the prediction at 0.8."""
+    return [abs(predict(ds + 0.01 * third) - predict(ds)) for third in (us < 0.25, us > 0.5)]
+
+  def plain(ds):
+    params = fitting.fit(laws.SATURATING, 1.0 - us, 1.0 - ds).params[0]
+    return 1.0 - laws.SATURATING.predict(params, [0.2])[0]
+  far, near = shares(lambda ds: robust.fit(us, ds).predict([0.8])[0])
+  plain_far, plain_near = shares(plain)
+  assert near > 3.0 * far and near / far > plain_near / plain_far
+
+
+@pytest.mark.parametrize("n", [20, 400])
+def test_intervals_hold_new_points_at_their_level(n):
+  # 60 data sets of 20 new points beyond the data. A nominal .9; the standard error over sets is
+  # .02 or so, for points of one set share a fit, and the model is wider than this truth needs.
+  held = []
+  for seed in range(60):
+    rng = np.random.default_rng(seed)
+    us, new = rng.uniform(0.1, 0.7, n), rng.uniform(0.7, 0.8, 20)
+    noise = 0.1 * (1.0 - _law(us))
+    found = robust.fit(us, _law(us) + noise * rng.normal(size=n))
+    low, high = found.interval(new)
+    ds = _law(new) + 0.1 * (1.0 - _law(new)) * rng.normal(size=20)
+    held.append(np.mean((low <= ds) & (ds <= high)))
+  assert np.mean(held) > 0.85
+
+
+def test_intervals_widen_with_the_distance_and_with_the_level():
+  us = np.linspace(0.1, 0.6, 30)
+  ds = _law(us) + np.random.default_rng(0).normal(0.0, 0.01, 30)
+  low, high = robust.fit(us, ds).interval([0.6, 0.75, 0.9])
+  assert (np.diff((1.0 - low) / (1.0 - high)) > 0).all()
+  narrow = np.subtract(*robust.fit(us, ds, level=0.5).interval([0.75])[::-1])
+  assert narrow < high[1] - low[1]
+
+
+def test_accuracies_of_0_and_1_and_many_points_give_finite_answers():
+  us = np.linspace(0.0, 1.0, 3000)
+  found = robust.fit(us, np.clip(_law(us, 1.2, 2.0, 0.0), 0.0, 1.0))
+  both = [found.predict([0.0, 0.5, 1.0]), *found.interval([0.0, 0.5, 1.0])]
+  assert np.isfinite(both).all() and 0.0 <= np.min(both) and np.max(both) <= 1.0
+
+
+@pytest.mark.parametrize("us, ds, words", [
+    ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], "at least 4 points"),
+    ([0.2] * 6, [0.1, 0.2, 0.3, 0.2, 0.3, 0.2], "differ in upstream accuracy"),
+    ([0.1, 0.2, 0.3, 40.0], [0.1, 0.2, 0.3, 0.4], "fractions"),
+    ([0.1, 0.2, 0.3, np.nan], [0.1, 0.2, 0.3, 0.4], "fractions"),
+    ([0.1, 0.2], [0.1], "one length")])
+def test_what_it_refuses(us, ds, words):
+  with pytest.raises(ValueError, match=words):
+    robust.fit(us, ds)
