@@ -8,7 +8,7 @@
 import inspect
 
 from big_transfer.data import files, tfds_records
-from big_transfer.data.builtin import digits, fractals, sprites
+from big_transfer.data.builtin import digits, fractals, sprites, textures
 from big_transfer.data.examples import ArraySource, Source, did_you_mean
 
 __all__ = ["ArraySource", "BUILTIN", "LOCATED", "Source", "open_source"]
@@ -16,6 +16,7 @@ __all__ = ["ArraySource", "BUILTIN", "LOCATED", "Source", "open_source"]
 # Sources made or shipped by the package: open(split, **options).
 BUILTIN = {
     "fractals": fractals.fractals,
+    "textures": textures.textures,
     "sprites": sprites.sprites,
     "digits": digits.digits,
 }
@@ -32,8 +33,8 @@ def open_source(name: str, split: str = "train", **options) -> Source:
   """Opens one split of a dataset.
 
   Args:
-    name: "fractals", "sprites", "digits", "tfds:NAME[/CONFIG][:VERSION]", "folder:PATH" or
-      "npz:PATH".
+    name: "fractals", "textures", "sprites", "digits", "tfds:NAME[/CONFIG][:VERSION]",
+      "folder:PATH" or "npz:PATH".
     split: split to read; TFDS split strings such as "train[:90%]" work for TFDS.
     **options: what the source takes, see its function.
 

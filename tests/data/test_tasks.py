@@ -6,6 +6,7 @@ import pytest
 
 from big_transfer.data import tasks
 from big_transfer.data.builtin import fractals as fractals_lib
+from big_transfer.data.builtin import textures as textures_lib
 
 
 @pytest.mark.parametrize("name", [n for n, t in tasks.TASKS.items() if ":" not in t.source])
@@ -26,16 +27,24 @@ def test_tfds_tasks_open(tfds_dir, monkeypatch):
 
 def test_specs_are_json_and_differ():
   specs = [json.dumps(task.spec, sort_keys=True) for task in tasks.TASKS.values()]
-  assert len(set(specs)) == len(tasks.TASKS) == 8
+  assert len(set(specs)) == len(tasks.TASKS) == 9
 
 
 def test_unseen_fractals_are_unseen():
   options = tasks.TASKS["fractals_unseen"].options
-  assert options["first_class"] == tasks.UNSEEN_FROM
+  assert options["first_class"] == fractals_lib.UNSEEN_FROM
   maps, _ = fractals_lib.systems(0, options["first_class"] + options["classes"])
-  first = {m.tobytes() for m in maps[:tasks.UNSEEN_FROM]}
-  assert len(first) == tasks.UNSEEN_FROM
-  assert not first & {m.tobytes() for m in maps[tasks.UNSEEN_FROM:]}
+  first = {m.tobytes() for m in maps[:fractals_lib.UNSEEN_FROM]}
+  assert len(first) == fractals_lib.UNSEEN_FROM
+  assert not first & {m.tobytes() for m in maps[fractals_lib.UNSEEN_FROM:]}
+
+
+def test_unseen_textures_are_unseen():
+  options = tasks.TASKS["textures_unseen"].options
+  assert options["first_class"] == textures_lib.UNSEEN_FROM
+  stats = textures_lib.statistics(0, options["first_class"] + options["classes"])
+  codes = textures_lib._codes(stats)
+  assert (codes[options["first_class"]:] @ codes[:options["first_class"]].T).max() < 0.8
 
 
 def test_a_mapping_overrides_a_known_task():
