@@ -14,7 +14,6 @@ import platform
 import signal
 import sys
 import time
-from typing import Mapping
 
 from clu import parameter_overview
 import flax
@@ -26,6 +25,7 @@ import big_transfer
 from big_transfer import evaluators
 from big_transfer import models
 from big_transfer.data import pipeline
+from big_transfer.data import subset
 from big_transfer.data import tasks
 from big_transfer.data import transforms
 from big_transfer.runs import configuring
@@ -36,76 +36,15 @@ from big_transfer.training import optim
 from big_transfer.training import program as program_lib
 from big_transfer.training import progress as progress_lib
 from big_transfer.training import schedules
+from big_transfer.training import settings as settings_lib
 from big_transfer.training import sharding
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """The keys of a config.
-
-  Attributes:
-    model: `name` (vit, mixer, resnet), perhaps `variant`, and arguments of `models.build`.
-    upstream: the pre-training data: `name` of a task in `data.tasks`, or a new name with the
-      fields of `data.tasks.Task` (`source`, `train`, `test`, `options`).
-    optim: `lr` (the peak), `rules` (ordered `(regex, {"lr", "wd"})`), `schedule` (arguments of
-      `schedules.unit_schedule`) and the other arguments of `optim.build`.
-    total_steps: length of training, in steps.
-    batch_size: examples a step, over all devices.
-    eval_batch_size: examples a forward pass of the evaluators, over all devices.
-    image_size: side of the images, in pixels.
-    fit: how an image is brought to that size, see `pipeline.prepare`.
-    evals: `{name: {...}}`, see `evaluators`.
-    loss: "sigmoid_xent" or "softmax_xent".
-    label_smoothing: in [0, 1).
-    augment: `crop_padding` (pixels) and `flip`, done within the step; `mixup` (α of its Beta
-      distribution; None, the default, isn't even compiled); `inception_crop`, done on the host,
-      for large images.
-    accumulate: micro-batches a step.
-    seed: of initial parameters, order of the data and augmentation.
-    mesh: `{"data": devices}`, -1 for all.
-    log_every: steps between rows of the training loss.
-    checkpoint: `every` (steps) and `keep` (how many).
-  """
-  model: Mapping
-  upstream: Mapping
-  optim: Mapping
-  total_steps: int
-  batch_size: int
-  image_size: int
-  evals: Mapping
-  eval_batch_size: int = 64
-  fit: str = "squash"
-  loss: str = "sigmoid_xent"
-  label_smoothing: float = 0.0
-  augment: Mapping = dataclasses.field(default_factory=dict)
-  accumulate: int = 1
-  seed: int = 0
-  mesh: Mapping = dataclasses.field(default_factory=lambda: {"data": -1})
-  log_every: int = 50
-  checkpoint: Mapping = dataclasses.field(default_factory=dict)
+Settings = settings_lib.Settings  # the keys of a config
 
 
 class NonFiniteError(ArithmeticError):
   """Training diverged; the message says when and what to turn."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Augment:
-  """The section `augment` of a config."""
-  crop_padding: int = 0
-  flip: bool = False
-  mixup: float | None = None
-  inception_crop: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class _Saving:
-  """The section `checkpoint` of a config: steps between saves (default: only at the end)."""
-  every: int | None = None
-  keep: int = 2
-
-  def due(self, step, total_steps):
-    return step == total_steps or bool(self.every and step and step % self.every == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +56,18 @@ class _Run:
   schedule: np.ndarray
   upstream: tasks.Task
   train: pipeline.Prepared
+  examples: np.ndarray | None  # of `train`, those trained on; None for all
   test: pipeline.Prepared
   evaluators: list
-  saving: _Saving
+  saving: settings_lib.Saving
+
+  @property
+  def total_steps(self):
+    return len(self.schedule)
+
+  @property
+  def train_examples(self):
+    return len(self.train) if self.examples is None else len(self.examples)
 
   def hparams(self, step):
     """The arrays that the step takes beside state and batch."""
@@ -127,16 +75,16 @@ class _Run:
     rate = self.optimiser.hparams["lr"] * self.schedule[step]
     return {"seed": np.uint32(s.seed), "optim": {**self.optimiser.hparams, "lr": rate},
             "label_smoothing": np.float32(s.label_smoothing),
-            "mixup": np.float32(_Augment(**s.augment).mixup or 0.0)}
+            "mixup": np.float32(settings_lib.Augment(**s.augment).mixup or 0.0)}
 
   def batches(self, step):
     """The training batches of this process from `step` on."""
     s, augment = self.settings, None
-    if _Augment(**s.augment).inception_crop:
+    if settings_lib.Augment(**s.augment).inception_crop:
       augment = transforms.inception_crop(s.image_size)
     return pipeline.train_batches(
         self.train, batch_size=s.batch_size, seed=s.seed, step=step, augment=augment,
-        process=(jax.process_index(), jax.process_count()))
+        examples=self.examples, process=(jax.process_index(), jax.process_count()))
 
 
 def train(config, workdir, *, name="", config_name="", overrides=None, allow_changes=False):
@@ -145,7 +93,7 @@ def train(config, workdir, *, name="", config_name="", overrides=None, allow_cha
   Args:
     config: ConfigDict or mapping, see `Settings`.
     workdir: the run's folder; made if it isn't there.
-    name: what people call it; goes into run.json, as do the next two.
+    name: what people call it, if its config doesn't say; goes into run.json, as do the next two.
     config_name: its base config, such as "configs/pretrain/cifar10.py".
     overrides: by what it differs from that, `{path: value}`.
     allow_changes: continue a run whose length, logging or saving is not what it was.
@@ -161,19 +109,20 @@ def train(config, workdir, *, name="", config_name="", overrides=None, allow_cha
   Example:
     train(configuring.load("configs/pretrain/fractals.py"), "runs/first")
   """
-  config = configuring.plain(config)
+  config = settings_lib.recorded(config)
   with records.Record(workdir) as record, interrupts_lib.Interrupts() as interrupts:
     if _is_done(record, config, allow_changes):
       print(f"{record.folder} is finished already; nothing to do", flush=True)
       return records.read_run(record.folder)
     started = time.time()
-    run = _prepare(configuring.build(Settings, config, ""), interrupts.check)
+    run = _prepare(_settings(config), interrupts.check)
     record.write_config(config)  # not before it is known to be good: a typo claims no folder
-    total_steps = run.settings.total_steps
+    total_steps = run.total_steps
     before = records.read_run(record.folder) if (record.folder / records.RUN).exists() else {}
     record.update_run(
-        id=configuring.identity("run", config, configuring.HOUSEKEEPING), name=name,
-        config_name=config_name, overrides=overrides or {}, status="running", error=None, signal=None, **_facts(run))
+        id=configuring.identity("run", config, configuring.HOUSEKEEPING),
+        name=run.settings.name or name, config_name=config_name, overrides=overrides or {},
+        status="running", error=None, signal=None, **_facts(run))
     clock = collections.Counter(before.get("timings", {}))
     clock.pop("first step", None)  # of this process, not of the one before
     try:
@@ -215,14 +164,19 @@ def train(config, workdir, *, name="", config_name="", overrides=None, allow_cha
     return record.update_run(
         status="interrupted" if stopped else "finished", step=step,
         signal=interrupts.number if stopped else None, wall_seconds=clock["wall"],
-        timings=dict(clock), examples_seen=step * run.settings.batch_size)
+        timings=dict(clock), examples_seen=step * run.settings.batch_size,
+        epochs=step * run.settings.batch_size / run.train_examples)
 
 
 def program_key(config):
   """Returns text that is equal for configs whose runs can share compiled programs."""
-  settings = configuring.build(Settings, configuring.plain(config), "")
+  settings = _settings(config)
   return configuring.canonical([
-      _program_arguments(settings), settings.upstream, settings.evals, settings.batch_size])
+      _program_arguments(settings), settings.task, settings.evals, settings.batch_size])
+
+
+def _settings(config):
+  return configuring.build(Settings, configuring.plain(config), "")
 
 
 def _is_done(record, config, allow_changes):
@@ -239,7 +193,8 @@ def _is_done(record, config, allow_changes):
   if not (record.folder / records.RUN).exists():
     return False
   run = records.read_run(record.folder)
-  return run["status"] == "finished" and run["step"] == config.get("total_steps")
+  length = ("step", "total_steps") if "total_steps" in config else ("total_epochs",) * 2
+  return run["status"] == "finished" and run.get(length[0]) == config.get(length[1])
 
 
 def _is_begun(record):
@@ -253,25 +208,29 @@ def _is_begun(record):
 def _prepare(settings, stop_check):
   """Opens the data and builds program, optimiser, schedule and evaluators."""
   build = configuring.build
-  _check_numbers(settings)
-  upstream = tasks.resolve(settings.upstream)
+  settings_lib.check(settings)
+  upstream = tasks.resolve(settings.task)
 
   def prepare(source):
     return pipeline.prepare(source, settings.image_size, fit=settings.fit)
 
+  train_part, test = map(prepare, upstream.open_both())
+  fraction, fraction_seed = settings.fraction
+  # All labels are read for a part; for the whole nothing is, before training asks for it.
+  examples = None if fraction == 1 else subset.nested(train_part.labels, fraction, fraction_seed)
   optimiser = dict(settings.optim)
-  schedule = build(schedules.unit_schedule, optimiser.pop("schedule", {}), "optim.schedule",
-                   total_steps=settings.total_steps)
-  train_examples, test = map(prepare, upstream.open_both())
-  program = program_lib.build(classes=train_examples.num_classes, **_program_arguments(settings))
+  steps = settings.steps(len(train_part) if examples is None else len(examples))
+  schedule = build(schedules.unit_schedule, settings.fitted(optimiser.pop("schedule", {}), steps),
+                   "optim.schedule", total_steps=steps)
+  program = program_lib.build(classes=train_part.num_classes, **_program_arguments(settings))
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
       check=stop_check, prepare=prepare, upstream=(upstream.name, test, program.loss),
       batch_size=settings.eval_batch_size)
-  saving = build(_Saving, settings.checkpoint, "checkpoint")
+  saving = build(settings_lib.Saving, settings.checkpoint, "checkpoint")
   return _Run(
       settings=settings, program=program, schedule=schedule, saving=saving, upstream=upstream,
-      train=train_examples, test=test,
+      train=train_part, examples=examples, test=test,
       optimiser=build(optim.build, optimiser, "optim", names=program.names),
       evaluators=evaluators.build(settings.evals, context, build))
 
@@ -284,37 +243,13 @@ def _program_arguments(settings):
     raise configuring.ConfigError("config section 'model' lacks model.name: expected one of "
                                   f"{', '.join(models.MODELS)}")
   optimiser = {k: v for k, v in optimiser.items() if k not in ("lr", "rules")}
-  augment = configuring.build(_Augment, settings.augment, "augment")
+  augment = configuring.build(settings_lib.Augment, settings.augment, "augment")
   return dict(
       model=settings.model, image_size=settings.image_size, optimiser=optimiser,
       patterns=[pattern for pattern, _ in settings.optim["rules"]], loss=settings.loss,
       augment=dict(crop_padding=augment.crop_padding, flip=augment.flip),
       mixup=augment.mixup is not None, accumulate=settings.accumulate,
       mesh=settings.mesh)
-
-
-def _check_numbers(settings):
-  for key in ("total_steps", "batch_size", "eval_batch_size", "image_size", "accumulate",
-              "log_every"):
-    value = getattr(settings, key)
-    if not isinstance(value, int) or value < 1:
-      raise configuring.ConfigError(
-          f"config key '{key}' is {value!r}: expected a whole number, at least 1")
-  for key, low, high in (("seed", 0, 2**32 - 1), ("label_smoothing", 0, 0.999)):
-    value = getattr(settings, key)
-    if not low <= value <= high:
-      raise configuring.ConfigError(
-          f"config key '{key}' is {value!r}: expected a number from {low} to {high}")
-  if (mixup := settings.augment.get("mixup")) is not None and mixup < 0:
-    raise configuring.ConfigError(f"config key 'augment.mixup' is {mixup!r}: expected at least 0")
-  devices = jax.device_count()
-  if settings.batch_size % (devices * settings.accumulate):
-    raise configuring.ConfigError(
-        f"config key 'batch_size' is {settings.batch_size}: expected a multiple of "
-        f"{devices * settings.accumulate}, {devices} devices × {settings.accumulate} micro-batches")
-  if settings.eval_batch_size % devices:
-    raise configuring.ConfigError(f"config key 'eval_batch_size' is {settings.eval_batch_size}: "
-                                  f"expected a multiple of {devices}, the number of devices")
 
 
 def _start(run, checkpoints, record, before):
@@ -331,10 +266,10 @@ def _start(run, checkpoints, record, before):
     print(run.optimiser.table, flush=True)
     return state, False
   state, meta = restored
-  if int(state.step) > run.settings.total_steps:
+  if int(state.step) > run.total_steps:
     raise configuring.ConfigError(
         f"{record.folder} is at step {int(state.step)}, beyond total_steps = "
-        f"{run.settings.total_steps}: a run can be made longer, not shorter; use another --workdir")
+        f"{run.total_steps}: a run can be made longer, not shorter; use another --workdir")
   if before.get("status") == "finished" and before["step"] == int(state.step):
     return state, True
   discarded = record.truncate(meta["metrics_bytes"])
@@ -345,7 +280,7 @@ def _start(run, checkpoints, record, before):
 
 def _evaluate(run, state, step, record, progress, clock, checkpoints):
   """Runs the evaluators that are due; returns False if a signal cut them short."""
-  due = [item for item in run.evaluators if item.due(step, run.settings.total_steps)]
+  due = [item for item in run.evaluators if item.due(step, run.total_steps)]
   if due:
     _raise_if_bad(run, state, checkpoints)  # else rows of a diverged model would pass for good
   rows = []
@@ -398,9 +333,11 @@ def _facts(run):
   s, p = run.settings, run.program
   return dict(
       model={"family": s.model["name"], "label": p.label, **s.model}, parameters=p.parameters,
-      flops_per_example=p.flops, seed=s.seed, batch_size=s.batch_size, total_steps=s.total_steps,
+      flops_per_example=p.flops, seed=s.seed, batch_size=s.batch_size,
+      total_steps=run.total_steps, total_epochs=s.total_epochs,
       upstream={"name": run.upstream.name, "classes": run.train.num_classes,
-                "train_examples": len(run.train), "test_examples": len(run.test)},
+                "train_examples": run.train_examples, "test_examples": len(run.test),
+                "fraction": s.fraction[0], "fraction_seed": s.fraction[1]},
       device={"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind,
               "count": jax.device_count()},
       versions={"big_transfer": big_transfer.__version__, "python": platform.python_version(),

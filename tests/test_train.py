@@ -11,6 +11,7 @@ import pytest
 from big_transfer import evaluators
 from big_transfer import train as train_lib
 from big_transfer.data import pipeline
+from big_transfer.data import subset
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.training import checkpoint
@@ -43,7 +44,9 @@ def test_a_run_leaves_its_record(undisturbed):
   assert records.read_run(folder) == run
   assert run["status"] == "finished" and run["step"] == 6 and run["examples_seen"] == 96
   assert run["model"]["family"] == "vit" and run["parameters"] > 1000 and run["upstream"] == {
-      "name": "toy", "classes": 4, "train_examples": 64, "test_examples": 20}
+      "name": "toy", "classes": 4, "train_examples": 64, "test_examples": 20, "fraction": 1.0,
+      "fraction_seed": 0}
+  assert run["total_steps"] == 6 and run["total_epochs"] is None and run["epochs"] == 1.5
   rows = records.read_rows(folder)
   last = [r for r in rows if r["step"] == 6]
   upstream = {r["metric"]: r for r in last if r["evaluator"] == "upstream"}
@@ -55,6 +58,90 @@ def test_a_run_leaves_its_record(undisturbed):
   assert probes == [(1, 0, 10), (1, 1, 10), (5, 0, 50), (5, 1, 50)]
   assert sorted({r["step"] for r in rows if r["evaluator"] == "fewshot"}) == [4, 6]
   assert sorted({r["step"] for r in rows if r["evaluator"] == "train"}) == [2, 4, 6]
+
+
+def _part(**changes):
+  """A run on a quarter of the data: 16 of 64 examples, a batch, hence an epoch a step."""
+  upstream = {**toy.config().upstream, "fraction": 0.25}
+  return toy.config(**{"upstream": upstream, "total_steps": None, "total_epochs": 5, **changes})
+
+
+def test_a_part_of_the_data_and_a_length_in_epochs(tmp_path):
+  run = train_lib.train(_part(), tmp_path / "run")
+  assert run["upstream"] == {"name": "toy", "classes": 4, "train_examples": 16,
+                             "test_examples": 20, "fraction": 0.25, "fraction_seed": 0}
+  assert run["total_steps"] == run["step"] == run["epochs"] == run["total_epochs"] == 5
+  assert run["examples_seen"] == 80
+  assert train_lib.train(_part(), tmp_path / "run") == run  # finished, hence left alone
+  with pytest.raises(configuring.ConfigError, match="total_epochs: 5, now 6"):
+    train_lib.train(_part(total_epochs=6), tmp_path / "run")
+  assert train_lib.train(_part(total_epochs=6), tmp_path / "run", allow_changes=True)["step"] == 6
+
+
+def test_only_the_part_is_ever_trained_on(tmp_path, monkeypatch):
+  seen = []
+  original = pipeline._TrainSteps._images
+  monkeypatch.setattr(pipeline._TrainSteps, "_images", lambda self, indices, positions: (
+      seen.extend(indices.tolist()), original(self, indices, positions))[1])
+  train_lib.train(_part(), tmp_path / "run")
+  labels = np.repeat(np.arange(4), 16)
+  assert set(seen) == set(subset.nested(labels, 0.25).tolist())
+
+
+def test_a_run_on_a_part_goes_on_to_the_bit(tmp_path, monkeypatch):
+  train_lib.train(_part(), tmp_path / "undisturbed")
+  with monkeypatch.context() as patch:
+    _signal_at(patch, signal.SIGTERM, 2)
+    assert train_lib.train(_part(), tmp_path / "run")["status"] == "interrupted"
+  run = train_lib.train(_part(), tmp_path / "run")
+  assert run["status"] == "finished" and run["epochs"] == 5
+  _same_run(tmp_path / "undisturbed", tmp_path / "run")
+
+
+def test_all_of_the_data_is_the_run_it_was_before_there_was_a_choice(undisturbed, tmp_path):
+  """The same identity, the same record of the config and the same bits."""
+  folder, run = undisturbed
+  upstream = {**toy.config().upstream, "fraction": 1.0, "fraction_seed": 3}
+  config = toy.config(upstream=upstream, total_epochs=None, name="")
+  assert train_lib.train(config, folder) == run  # no other config, and finished
+  again = train_lib.train(config, tmp_path / "again")
+  assert again["id"] == run["id"] and "fraction" not in (tmp_path / "again/config.json").read_text()
+  _same_run(folder, tmp_path / "again")
+
+
+def test_seeds_share_a_part_and_fraction_seeds_choose_another():
+  def examples(**changes):
+    upstream = {**_part().upstream, **changes.pop("upstream", {})}
+    return train_lib._prepare(train_lib._settings(_part(upstream=upstream, **changes)),
+                              None).examples.tolist()
+  assert examples() == examples(seed=9) != examples(upstream={"fraction_seed": 1})
+  assert set(examples()) < set(examples(upstream={"fraction": 0.5}))
+
+
+@pytest.mark.parametrize("epochs, examples, batch, steps", [
+    (7, 240, 64, 27), (1, 64, 64, 1), (1, 65, 64, 2), (0.01, 10, 64, 1), (0.1, 30, 3, 1),
+    (2.5, 12000, 128, 235)])
+def test_epochs_are_rounded_up_to_steps(epochs, examples, batch, steps):
+  settings = train_lib._settings(_part(total_epochs=epochs, batch_size=batch))
+  assert settings.steps(examples) == steps
+
+
+def test_a_warm_up_lasts_half_of_a_run_in_epochs_at_most():
+  settings = train_lib._settings(_part())
+  assert settings.fitted({"name": "linear", "warmup_steps": 20}, 7) == {
+      "name": "linear", "warmup_steps": 3}
+  assert settings.fitted({"warmup_steps": 20}, 40) == {"warmup_steps": 20}
+  assert settings.fitted({"warmup_steps": 20}, 1) == {"warmup_steps": 0}
+  with pytest.raises(ValueError, match="warm-up of 20 .* do not fit into 6 steps"):
+    train_lib._prepare(train_lib._settings(toy.config(optim=dict(
+        lr=1e-2, rules=((".*", {}),), schedule=dict(warmup_steps=20)))), None)
+
+
+def test_a_run_is_called_what_its_config_says(tmp_path):
+  run = train_lib.train(_part(name="a quarter", evals={}), tmp_path / "run", name="other")
+  unnamed = train_lib.train(_part(evals={}), tmp_path / "unnamed", name="other")
+  assert run["name"] == "a quarter" and unnamed["name"] == "other"
+  assert run["id"] == unnamed["id"]  # a name computes nothing
 
 
 def test_a_finished_run_is_left_alone(undisturbed, capsys):
@@ -245,7 +332,14 @@ def test_an_infinite_gradient_under_a_finite_loss_in_the_step_before_a_save(tmp_
     (dict(optim=dict(lr=1e-3, rules=(("head/.*", {}),))), "no rule claims"),
     (dict(batch_size=12), "expected a multiple of 8"),
     (dict(accumulate=4), "8 devices × 4 micro-batches"),
-    (dict(total_steps=0), "'total_steps' is 0"),
+    (dict(total_steps=0), "'total_steps' is 0"), (dict(total_steps=2.5), "'total_steps' is 2.5"),
+    (dict(total_epochs=3), "has total_steps = 6 and total_epochs = 3: expected one"),
+    (dict(total_steps=None), "has neither: expected one of total_steps and total_epochs"),
+    (dict(total_steps=None, total_epochs=0), "'total_epochs' is 0: expected a number above 0"),
+    (dict(total_steps=None, total_epochs="7"), "'total_epochs' is '7'"),
+    (dict(upstream=dict(name="digits", fraction=1.5)), "'upstream.fraction' is 1.5"),
+    (dict(upstream=dict(name="digits", fraction=0.5, fraction_seed=-1)), "fraction_seed' is -1"),
+    (dict(upstream=dict(name="digits", fracton=0.5)), "fracton"),
     (dict(model=dict(width=8)), "lacks model.name"),
     (dict(optim=dict(lr=-1.0, rules=((".*", {}),))), "lr is -1.0"),
     (dict(optim=dict(lr=1.0, rules=((".*", dict(wd=-3)),))), "wd of rule '.*' is -3"),
@@ -296,7 +390,9 @@ def test_an_evaluator_that_fails_is_named_with_its_step(tmp_path, monkeypatch):
 def test_runs_that_differ_in_arrays_share_one_program():
   base = toy.config()
   key = train_lib.program_key(base)
-  same = {"optim.lr": 1.0, "optim.rules[0][1].wd": 0.0, "seed": 9, "total_steps": 7}
+  same = {"optim.lr": 1.0, "optim.rules[0][1].wd": 0.0, "seed": 9, "total_steps": 7,
+          "upstream.fraction": 0.5}
+  base = configuring.override(base, {"upstream": {**base.upstream, "fraction": 1.0}})
   for path, value in same.items():
     assert train_lib.program_key(configuring.override(base, {path: value})) == key, path
   for path, value in {"model.width": 32, "batch_size": 32, "augment.flip": False}.items():

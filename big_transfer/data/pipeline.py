@@ -3,7 +3,8 @@
 The stream of training examples is one permutation of the data after another. Position k of the
 stream is example `permutation(seed, k // N)[k % N]`; the global batch of step t holds positions
 t·B to (t+1)·B - 1, and process p of P the p-th contiguous part of it. So a run may stop and go on
-with another number of processes, and to resume takes the step alone.
+with another number of processes, and to resume takes the step alone. Of a part of the data it is
+the same stream over that part: N is then its size, and the permutation picks among its members.
 
 Legend: N examples, B global batch, b = B / P a process's share, S image size.
 """
@@ -112,7 +113,8 @@ def prepare(source: Source, image_size: int, memory_bytes: int = 2 << 30,
 
 def train_batches(prepared: Prepared, *, batch_size: int, seed: int, step: int = 0,
                   process: tuple[int, int] = (0, 1),
-                  augment: transforms.HostAugment | None = None) -> grain.DatasetIterator:
+                  augment: transforms.HostAugment | None = None,
+                  examples: np.ndarray | None = None) -> grain.DatasetIterator:
   """Endless shuffled batches; every example once an epoch, and no remainder lost.
 
   Args:
@@ -123,6 +125,7 @@ def train_batches(prepared: Prepared, *, batch_size: int, seed: int, step: int =
     process: (index, count) of this process.
     augment: host transform of the source's image at its own size to uint8 (S, S, 3), for data too
       large for memory; its rng is a function of (seed, position in the stream).
+    examples: which examples to train on, indices (n,); None for all.
 
   Returns:
     A Grain iterator, read ahead in a thread (`close()` ends it), of
@@ -130,7 +133,8 @@ def train_batches(prepared: Prepared, *, batch_size: int, seed: int, step: int =
     in the global batch: fold (seed, step, slot) into the key of an augmentation inside jit.
 
   Raises:
-    ValueError: a batch that doesn't divide by the processes, a negative seed or step.
+    ValueError: a batch that doesn't divide by the processes, a negative seed or step, no examples
+      or one that there isn't.
   """
   index, count = process
   if not 0 <= index < count:
@@ -140,7 +144,11 @@ def train_batches(prepared: Prepared, *, batch_size: int, seed: int, step: int =
                      f"positive multiple of {count}.")
   if seed < 0 or step < 0:
     raise ValueError(f"seed is {seed} and step {step}; expected neither to be negative.")
-  batches_of_step = _TrainSteps(prepared, batch_size, seed, process, augment)
+  if examples is not None:
+    examples = _checked(examples, prepared)
+    if not len(examples):
+      raise ValueError(f"examples of {prepared.source.name}: none given; expected at least one.")
+  batches_of_step = _TrainSteps(prepared, batch_size, seed, process, augment, examples)
   iterator = iter(_read_ahead(batches_of_step, threads=1 if prepared.in_memory else 2))
   iterator.set_state({"next_index": step})
   return iterator
@@ -158,12 +166,9 @@ def batches(prepared: Prepared, indices, batch_size: int) -> Iterator[dict]:
     {"image": uint8 (batch_size, S, S, 3), "label": int32, "mask": float32}, the last two of shape
     (batch_size,); what fills up the last batch is zero, its mask too.
   """
-  indices = np.asarray(indices, np.int64)
   if batch_size < 1:
     raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
-  if len(indices) and not (0 <= indices.min() and indices.max() < len(prepared)):
-    raise ValueError(f"indices from {indices.min()} to {indices.max()}; expected 0 to "
-                     f"{len(prepared) - 1}, the examples of {prepared.source.name}.")
+  indices = _checked(indices, prepared)
   steps = _EvalSteps(prepared, indices, batch_size)
   if not len(steps):
     return
@@ -174,6 +179,15 @@ def batches(prepared: Prepared, indices, batch_size: int) -> Iterator[dict]:
     iterator.close()
 
 
+def _checked(indices, prepared: Prepared) -> np.ndarray:
+  """Indices as int64; ValueError if one is not of an example."""
+  indices = np.asarray(indices, np.int64)
+  if len(indices) and not (0 <= indices.min() and indices.max() < len(prepared)):
+    raise ValueError(f"indices from {indices.min()} to {indices.max()}; expected 0 to "
+                     f"{len(prepared) - 1}, the examples of {prepared.source.name}.")
+  return indices
+
+
 class _TrainSteps:
   """Step -> this process's part of the batch: what Grain reads ahead.
 
@@ -181,8 +195,10 @@ class _TrainSteps:
   so an element here is a whole batch.
   """
 
-  def __init__(self, prepared, batch_size, seed, process, augment):
+  def __init__(self, prepared, batch_size, seed, process, augment, examples):
     self._prepared, self._seed, self._augment = prepared, seed, augment
+    self._examples = examples
+    self._length = len(prepared) if examples is None else len(examples)
     self._batch_size = batch_size
     share = batch_size // process[1]
     self._slots = process[0] * share + np.arange(share)
@@ -192,11 +208,13 @@ class _TrainSteps:
 
   def __getitem__(self, step: int) -> dict:
     positions = int(step) * self._batch_size + self._slots
-    epochs, places = np.divmod(positions, len(self._prepared))
+    epochs, places = np.divmod(positions, self._length)
     indices = np.empty_like(places)
     for epoch in np.unique(epochs):
       here = epochs == epoch
-      indices[here] = _permutation(len(self._prepared), self._seed, int(epoch))[places[here]]
+      indices[here] = _permutation(self._length, self._seed, int(epoch))[places[here]]
+    if self._examples is not None:
+      indices = self._examples[indices]
     return {"image": self._images(indices, positions),
             "label": self._prepared.labels[indices],
             "slot": self._slots.astype(np.int32)}

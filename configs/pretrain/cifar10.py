@@ -26,7 +26,8 @@ def get_config(model="resnet"):
   config.accumulate = 4  # on CPU, micro-batches of 32 stay in cache: twice as fast
   config.eval_batch_size = 64
   config.total_steps = 4500
-  config.upstream = dict(name="cifar10")
+  config.total_epochs = None  # the length, where total_steps is None
+  config.upstream = dict(name="cifar10", fraction=1.0, fraction_seed=0)
   config.fit = "squash"
   config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
   config.mesh = dict(data=-1)

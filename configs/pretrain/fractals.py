@@ -28,7 +28,9 @@ def get_config(model="vit"):
   config.accumulate = 4  # on CPU, micro-batches of 32 stay in cache: twice as fast
   config.eval_batch_size = 64
   config.total_steps = 400
-  config.upstream = dict(name="fractals", source="fractals", options=dict(classes=60))
+  config.total_epochs = None  # the length, where total_steps is None
+  config.upstream = dict(name="fractals", source="fractals", options=dict(classes=60),
+                         fraction=1.0, fraction_seed=0)
   config.fit = "squash"
   config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
   config.mesh = dict(data=-1)

@@ -1,0 +1,178 @@
+"""The keys of a run's config, what they may be, and what stands for nothing."""
+import dataclasses
+import math
+from typing import Any, Mapping
+
+import jax
+
+from big_transfer.data import subset
+from big_transfer.runs import configuring
+
+# Values that are as good as no key. They are left out of what a run records, so that its identity
+# is what it was before there was such a key.
+_ABSENT = {"total_steps": None, "total_epochs": None, "name": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The keys of a config.
+
+  Attributes:
+    model: `name` (vit, mixer, resnet), perhaps `variant`, and arguments of `models.build`.
+    upstream: the pre-training data: `name` of a task in `data.tasks`, or a new name with the
+      fields of `data.tasks.Task` (`source`, `train`, `test`, `options`). Beside them `fraction`,
+      the share of each class's training examples to train on (1.0), and `fraction_seed`, which
+      (0): subsets of one seed are nested, see `data.subset`. What is held out stays whole.
+    optim: `lr` (the peak), `rules` (ordered `(regex, {"lr", "wd"})`), `schedule` (arguments of
+      `schedules.unit_schedule`) and the other arguments of `optim.build`.
+    batch_size: examples a step, over all devices.
+    image_size: side of the images, in pixels.
+    evals: `{name: {...}}`, see `evaluators`.
+    total_steps: length of training, in steps; or else:
+    total_epochs: length in passes over the training examples (those of the fraction), see
+      `steps` and `fitted`. One of the two is given, the other None.
+    eval_batch_size: examples a forward pass of the evaluators, over all devices.
+    fit: how an image is brought to that size, see `pipeline.prepare`.
+    loss: "sigmoid_xent" or "softmax_xent".
+    label_smoothing: in [0, 1).
+    augment: `crop_padding` (pixels) and `flip`, done within the step; `mixup` (α of its Beta
+      distribution; None, the default, isn't even compiled); `inception_crop`, done on the host,
+      for large images.
+    accumulate: micro-batches a step.
+    seed: of initial parameters, order of the data and augmentation.
+    mesh: `{"data": devices}`, -1 for all.
+    log_every: steps between rows of the training loss.
+    checkpoint: `every` (steps) and `keep` (how many).
+    name: what people call the run; where empty, what `train` is told.
+  """
+  model: Mapping
+  upstream: Mapping
+  optim: Mapping
+  batch_size: int
+  image_size: int
+  evals: Mapping
+  total_steps: int | None = None
+  total_epochs: float | None = None
+  eval_batch_size: int = 64
+  fit: str = "squash"
+  loss: str = "sigmoid_xent"
+  label_smoothing: float = 0.0
+  augment: Mapping = dataclasses.field(default_factory=dict)
+  accumulate: int = 1
+  seed: int = 0
+  mesh: Mapping = dataclasses.field(default_factory=lambda: {"data": -1})
+  log_every: int = 50
+  checkpoint: Mapping = dataclasses.field(default_factory=dict)
+  name: str = ""
+
+  @property
+  def task(self) -> dict[str, Any]:
+    """The section `upstream` without what says how much of the data: a task's fields."""
+    return {key: value for key, value in self.upstream.items()
+            if key not in ("fraction", "fraction_seed")}
+
+  @property
+  def fraction(self) -> tuple[float, int]:
+    """`upstream.fraction` and `upstream.fraction_seed`."""
+    return self.upstream.get("fraction", 1.0), self.upstream.get("fraction_seed", 0)
+
+  def steps(self, examples: int) -> int:
+    """The length of training in steps, if `examples` are trained on.
+
+    Epochs are rounded up to whole steps, so that every example is seen as often as was asked.
+    """
+    if self.total_epochs is None:
+      return self.total_steps
+    # Less a little, lest 0.1 · 30 examples by 3 make 1.0000000000000002 steps.
+    return max(1, math.ceil(self.total_epochs * examples / self.batch_size - 1e-9))
+
+  def fitted(self, schedule: Mapping, steps: int) -> dict[str, Any]:
+    """The section `optim.schedule` of a run of so many steps.
+
+    A length in epochs may come to less than the warm-up, when a sweep takes a small part of the
+    data. The warm-up then lasts half of the run at most. A length in steps is taken at its word:
+    a warm-up that doesn't fit is an error of `schedules.unit_schedule`.
+    """
+    warmup = schedule.get("warmup_steps", 0)
+    if self.total_epochs is None or warmup <= steps // 2:
+      return dict(schedule)
+    return {**schedule, "warmup_steps": steps // 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """The section `augment` of a config."""
+  crop_padding: int = 0
+  flip: bool = False
+  mixup: float | None = None
+  inception_crop: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+  """The section `checkpoint` of a config: steps between saves (default: only at the end)."""
+  every: int | None = None
+  keep: int = 2
+
+  def due(self, step, total_steps):
+    return step == total_steps or bool(self.every and step and step % self.every == 0)
+
+
+def recorded(config: Mapping) -> dict[str, Any]:
+  """A config, plain, as a run records it and is named by: without keys that stand for nothing.
+
+  Such are a length, a name or a fraction that isn't given: then the config says what one said
+  that was written before there was the key.
+  """
+  config = configuring.plain(config)
+  config = {key: value for key, value in config.items()
+            if key not in _ABSENT or value != _ABSENT[key]}
+  upstream = config.get("upstream")
+  if isinstance(upstream, dict) and upstream.get("fraction", 1) == 1:
+    subset.check(upstream.get("fraction", 1), upstream.get("fraction_seed", 0))
+    config["upstream"] = {key: value for key, value in upstream.items()
+                          if key not in ("fraction", "fraction_seed")}
+  return config
+
+
+def check(settings: Settings) -> None:
+  """Raises ConfigError unless every number is in its range; names the key."""
+  subset.check(*settings.fraction)
+  _check_length(settings)
+  for key in ("batch_size", "eval_batch_size", "image_size", "accumulate", "log_every"):
+    value = getattr(settings, key)
+    if not isinstance(value, int) or value < 1:
+      raise configuring.ConfigError(
+          f"config key '{key}' is {value!r}: expected a whole number, at least 1")
+  for key, low, high in (("seed", 0, 2**32 - 1), ("label_smoothing", 0, 0.999)):
+    value = getattr(settings, key)
+    if not low <= value <= high:
+      raise configuring.ConfigError(
+          f"config key '{key}' is {value!r}: expected a number from {low} to {high}")
+  if (mixup := settings.augment.get("mixup")) is not None and mixup < 0:
+    raise configuring.ConfigError(f"config key 'augment.mixup' is {mixup!r}: expected at least 0")
+  devices = jax.device_count()
+  if settings.batch_size % (devices * settings.accumulate):
+    raise configuring.ConfigError(
+        f"config key 'batch_size' is {settings.batch_size}: expected a multiple of "
+        f"{devices * settings.accumulate}, {devices} devices × {settings.accumulate} micro-batches")
+  if settings.eval_batch_size % devices:
+    raise configuring.ConfigError(f"config key 'eval_batch_size' is {settings.eval_batch_size}: "
+                                  f"expected a multiple of {devices}, the number of devices")
+
+
+def _check_length(settings):
+  steps, epochs = settings.total_steps, settings.total_epochs
+  if (steps is None) == (epochs is None):
+    got = "neither" if steps is None else f"total_steps = {steps!r} and total_epochs = {epochs!r}"
+    raise configuring.ConfigError(
+        f"config has {got}: expected one of total_steps and total_epochs, as the length of "
+        "training; give one, and None for the other (--config.total_steps=None)")
+  if epochs is None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+    raise configuring.ConfigError(
+        f"config key 'total_steps' is {steps!r}: expected a whole number, at least 1")
+  if steps is None and (not isinstance(epochs, (int, float)) or isinstance(epochs, bool)
+                        or not 0 < epochs < float("inf")):
+    raise configuring.ConfigError(
+        f"config key 'total_epochs' is {epochs!r}: expected a number above 0, of passes over the "
+        "training examples")
