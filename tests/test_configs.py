@@ -1,5 +1,6 @@
 """Every shipped config: no key that nothing reads, and at toy size it runs."""
 import collections
+import math
 import pathlib
 
 import pytest
@@ -8,11 +9,11 @@ from big_transfer import train as train_lib
 from big_transfer.runs import configuring
 
 ROOT = pathlib.Path(__file__).parents[1]
-PRETRAIN = ["fractals.py:vit", "fractals.py:mixer", "fractals.py:resnet", "cifar10.py:resnet",
-            "cifar10.py:vit"]
+PRETRAIN = ["fractals.py:vit", "fractals.py:mixer", "fractals.py:resnet", "textures.py:vit",
+            "textures.py:resnet", "cifar10.py:resnet", "cifar10.py:vit"]
 TOY = {"upstream": dict(name="toy", source="fractals",
                         options=dict(classes=3, per_class=8, test_per_class=4)),
-       "total_steps": 2, "batch_size": 8, "accumulate": 1, "eval_batch_size": 64,
+       "total_steps": 2, "total_epochs": None, "batch_size": 8, "accumulate": 1, "eval_batch_size": 64,
        "optim.schedule": dict(),
        "evals.probes.tasks": ("digits",), "evals.probes.shots": (1,)}
 
@@ -24,6 +25,7 @@ def _prepared(config):
 
 def test_all_configs_are_listed_here():
   found = {p.name for p in (ROOT / "configs/pretrain").glob("*.py")}
+  assert {p.name for p in (ROOT / "configs/sweeps").glob("*.py")} == {"scaling.py"}
   assert found == {spec.split(":")[0] for spec in PRETRAIN}
 
 
@@ -49,3 +51,39 @@ def test_the_quickstart_varies_what_it_says():
   assert len(keys) == 6  # what the rest differs in is arrays: one compiled step a size
   run = _prepared(configuring.override(configuring.override(base, trials[0]), TOY))
   assert run.program.parameters > 1000
+
+
+def _scaling():
+  return configuring.load_sweep(f"{ROOT}/configs/sweeps/scaling.py")[1:]
+
+
+def test_the_scaling_sweep_crosses_data_sizes_and_epochs():
+  base, trials = _scaling()
+  assert 100 <= len(trials) <= 140 and len({trial["name"] for trial in trials}) == len(trials)
+  plain = [t for t in trials if t["model"]["name"] == "vit" and not any("optim" in k for k in t)]
+  axes = ("upstream.name", "upstream.fraction", "total_epochs")
+  cells = {(*(t[key] for key in axes), t["model"]["width"]) for t in plain}
+  assert len(cells) == len(plain) == math.prod(len({cell[i] for cell in cells}) for i in range(4))
+  upstreams, fractions, epochs, widths = ({cell[i] for cell in cells} for i in range(4))
+  assert upstreams == {"fractals", "textures"} and len(widths) >= 3
+  assert min(fractions) == 0.02 and max(fractions) == 1 and len(fractions) >= 4
+  low, middle, high = sorted(epochs)
+  assert (middle / low, high / low) == (2, 3)  # 7 : 14 : 21
+  assert {t["model"]["name"] for t in trials} == {"vit", "mixer", "resnet"}
+  assert {"optim.lr", "optim.rules[0][1].wd"} <= {key for t in trials for key in t}
+  # Only model and upstream need a program of their own: not the fraction, nor the epochs.
+  keys = {train_lib.program_key(configuring.override(base, trial)) for trial in trials}
+  assert len(keys) == 2 * len({str(t["model"]) for t in trials}) == 10
+
+
+def test_trials_of_the_scaling_sweep_differ_in_the_data_they_say(tmp_path):
+  base, trials = _scaling()
+  toy = {key: value for key, value in TOY.items() if "total" not in key and key != "upstream"} | {
+      "upstream.options": dict(classes=3, per_class=50, test_per_class=4)}  # not 60 classes of 200
+  found = {}
+  for trial in trials:
+    if trial["name"].startswith("textures, ViT-Ti") and trial["total_epochs"] == 7:
+      run = _prepared(configuring.override(configuring.override(base, trial), toy))
+      found[trial["upstream.fraction"]] = run.train_examples
+      assert run.total_steps == -(-7 * run.train_examples // 8)
+  assert found == {0.02: 3, 0.05: 9, 0.15: 24, 0.4: 60, 1.0: 150}
