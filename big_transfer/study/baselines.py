@@ -349,7 +349,7 @@ def bnsl(x_N, y_N, *, level=0.9):
   middle = np.log(x_N).mean()
   problem = _BnslProblem(np.log(x_N) - middle, y_N)
   fits = [optimize.least_squares(problem.residual, start, problem.jacobian, x_scale="jac",
-                                 bounds=problem.bounds(), max_nfev=300)
+                                 bounds=problem.bounds(), max_nfev=120)
           for start in problem.starts()[:_BNSL_STARTS]]
   a, log_b, c_0, c_1, log_d, log_f = min(fits, key=lambda fit: fit.cost).x
   with np.errstate(over="ignore"):

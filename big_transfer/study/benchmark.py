@@ -301,7 +301,7 @@ def benchmark(data, out, *, methods=METHODS, columns=None):
   lines = summary(scores)
   _write(out / "benchmark.csv", lines, SUMMARY_COLUMNS)
   _write(out / "curves.csv", scores, CURVE_COLUMNS)
-  return Benchmark(lines, scores, style.save(chart, out / "benchmark"))
+  return Benchmark(lines, scores, tuple(style.save(chart, out / "benchmark")))
 
 
 def _write(path, lines, columns):
