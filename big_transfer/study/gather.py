@@ -35,6 +35,12 @@ class Census:
   rows: int
   warnings: tuple[str, ...]
 
+  def and_of(self, other):
+    """The census of both."""
+    left_out = collections.Counter(self.left_out) + collections.Counter(other.left_out)
+    return Census(self.patterns + other.patterns, self.finished + other.finished, dict(left_out),
+                  self.rows + other.rows, self.warnings + other.warnings)
+
 
 def _folders(patterns):
   """The folders that hold a run.json, each once, and how many matches hold none."""

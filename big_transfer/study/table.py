@@ -211,6 +211,29 @@ def assemble(runs, measured):
                 np.searchsorted(cell_P, np.arange(len(cells) + 1)))
 
 
+def together(parts):
+  """Points of several sources as one; what they call upstream keeps them apart.
+
+  Args:
+    parts: `Points`, at least one.
+
+  Returns:
+    `Points`.
+
+  Raises:
+    ValueError: two of them have a run of the same run_id.
+  """
+  if len(parts) == 1:
+    return parts[0]
+  runs = pa.concat_tables([part.runs for part in parts])
+  counts = runs["run_id"].value_counts().to_pylist()
+  twice = next((count["values"] for count in counts if count["counts"] > 1), None)
+  if twice is not None:
+    raise ValueError(f"--runs and --table: run {twice!r} is in both; leave it out of one")
+  columns = ["run_id", *(name for name in CELL if name != "upstream"), *MEASURED_COLUMNS]
+  return assemble(runs, pa.concat_tables([part.table().select(columns) for part in parts]))
+
+
 def _completed(content, columns):
   """The table with exactly these columns, in their types; those it lacks are null."""
   return pa.table({name: content[name].cast(ARROW[kind]) if name in content.column_names

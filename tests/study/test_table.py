@@ -4,11 +4,12 @@ import math
 import time
 
 import planted
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from big_transfer.runs import records
-from big_transfer.study import table
+from big_transfer.study import gather, table
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,18 @@ def _copy(runs, tmp_path, n=3):
 
 
 def _gather(root, tmp_path):
-  return table.gather([f"{root}/*"], tmp_path / "rows.parquet")
+  return gather.gather([f"{root}/*"], tmp_path / "rows.parquet")
+
+
+def _points(rows, **options):
+  return table.points(rows, **options).table().to_pylist()
 
 
 def test_a_multiplier_of_a_rule_is_no_learning_rate(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"optim": {"lr": 3e-3}}))
   run = {"overrides": {"optim.rules[0][1].lr": 0.1}}
-  assert table._learning_rate(run, tmp_path) == 3e-3
-  assert table._learning_rate({"overrides": {"optim.lr": 0.2}}, tmp_path) == 0.2
+  assert gather._learning_rate(run, tmp_path) == 3e-3
+  assert gather._learning_rate({"overrides": {"optim.lr": 0.2}}, tmp_path) == 0.2
 
 
 def test_every_row_is_there_with_its_run_and_the_documented_types(runs, tmp_path):
@@ -65,19 +70,20 @@ def test_integers_first_and_late_texts_do_not_change_a_type(tmp_path):
 def test_a_point_is_the_last_evaluation_averaged_over_seeds_at_1024(runs, tmp_path):
   root, us_N = runs
   _gather(root, tmp_path)
-  points = table.points(tmp_path / "rows.parquet").to_pylist()
+  points = _points(tmp_path / "rows.parquet")
   assert len(points) == 6 * len(planted.TASKS) * 2 and all(p["last"] for p in points)
   rows = [json.loads(line) for line in (root / "run_0002/metrics.jsonl").read_text().splitlines()]
   values = [row["value"] for row in rows if row.get("task") == "digits" and row["step"] == 400
             and row.get("shots") == 10 and row.get("l2") == 1024.0]
   point, = [p for p in points if (p["run_id"], p["task"], p["shots"]) == ("00000002", "digits", 10)]
   mean = sum(values) / 3
-  assert point["ds_accuracy"] == pytest.approx(mean) and point["ds_seeds"] == 3
-  assert point["ds_std"] == pytest.approx(
-      (sum((value - mean) ** 2 for value in values) / 2) ** 0.5)
-  assert point["us_accuracy"] == us_N[2] and point["step"] == 400
+  assert point["ds"] == pytest.approx(mean) and point["ds_seeds"] == 3
+  assert point["ds_error"] == pytest.approx(
+      (sum((value - mean) ** 2 for value in values) / 2) ** 0.5 / 3 ** 0.5)
+  assert point["us"] == us_N[2] and point["step"] == 400
+  assert point["us_error"] == pytest.approx((us_N[2] * (1 - us_N[2]) / 3000) ** 0.5)
   assert point["examples_used"] == 100 and list(point) == list(table.POINT_COLUMNS)
-  every = table.points(tmp_path / "rows.parquet", steps="all").to_pylist()
+  every = _points(tmp_path / "rows.parquet", steps="all")
   assert len(every) == 2 * len(points) and sum(p["last"] for p in every) == len(points)
 
 
@@ -90,7 +96,7 @@ def test_skipped_probes_are_no_points(tmp_path):
       row |= {"status": "skipped", "reason": "no data", "value": None}
   path.write_text("".join(json.dumps(row) + "\n" for row in lines))
   _gather(root, tmp_path)
-  digits = [p["run_id"] for p in table.points(tmp_path / "rows.parquet").to_pylist()
+  digits = [p["run_id"] for p in _points(tmp_path / "rows.parquet")
             if p["task"] == "digits" and p["shots"] == 1]
   assert digits == ["00000000", "00000002"]
 
@@ -104,7 +110,7 @@ def test_runs_that_are_not_finished_are_left_out_and_counted(tmp_path):
   census = _gather(root, tmp_path)
   assert census.finished == 3 and census.left_out == {
       "running": 1, "failed": 1, "copy of a run already read": 1, "not a run folder": 1}
-  again = table.gather([f"{root}/*", f"{root}/run_0000"], tmp_path / "rows.parquet")
+  again = gather.gather([f"{root}/*", f"{root}/run_0000"], tmp_path / "rows.parquet")
   assert again.finished == 3
 
 
@@ -138,21 +144,21 @@ def test_a_bad_line_elsewhere_is_an_error_with_file_and_line(tmp_path, line, wor
 def test_folders_with_brackets_and_quotes_in_their_names_are_read(tmp_path):
   root = tmp_path / "lr[0.1] it's"
   planted.write_runs(root, 2)
-  census = table.gather([str(root / "run_0000").replace("[", "[[]"),
+  census = gather.gather([str(root / "run_0000").replace("[", "[[]"),
                          str(root / "run_0001").replace("[", "[[]")], root / "rows.parquet")
   assert census.finished == 2
-  assert table.points(root / "rows.parquet").num_rows == 12
+  assert len(table.points(root / "rows.parquet")) == 12
 
 
 def test_nothing_to_study_is_one_clear_error(tmp_path):
   with pytest.raises(ValueError, match="nothing matches"):
-    table.gather([f"{tmp_path}/none/*"], tmp_path / "rows.parquet")
+    gather.gather([f"{tmp_path}/none/*"], tmp_path / "rows.parquet")
   root = tmp_path / "runs"
   planted.write_run(root, 0, 0.5, [], status="running")
   with pytest.raises(ValueError, match="at least one finished run.*found 1 running"):
     _gather(root, tmp_path)
   with pytest.raises(ValueError, match=r"did you mean '.*runs/\*'"):
-    table.gather([str(root)], tmp_path / "rows.parquet")
+    gather.gather([str(root)], tmp_path / "rows.parquet")
   (root / "run_0000/run.json").write_text("{")
   with pytest.raises(ValueError, match="run_0000/run.json"):
     _gather(root, tmp_path)
@@ -169,9 +175,66 @@ def test_finished_runs_without_accuracies_say_which_is_missing(tmp_path):
                       ([upstream, probe | {"step": 2, "l2": 1024.0}], "at the same step")]:
     folder = root / str(len(list(root.iterdir())) if root.exists() else 0)
     planted.write_run(folder, 0, 0.5, rows)
-    table.gather([f"{folder}/*"], tmp_path / "rows.parquet")
+    gather.gather([f"{folder}/*"], tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match=words):
       table.points(tmp_path / "rows.parquet")
+
+
+def test_a_view_of_a_cell_holds_its_points_and_their_runs(runs, tmp_path):
+  root, us_N = runs
+  _gather(root, tmp_path)
+  points = table.points(tmp_path / "rows.parquet", steps="all")
+  lines = points.table().to_pylist()
+  assert sum(view.us.size for view in points) == len(points) == len(lines)
+  for view in points:
+    mine = [line for line in lines if tuple(line[name] for name in table.CELL) == view.cell]
+    assert view.us.tolist() == [line["us"] for line in mine]
+    assert view.ds_error.tolist() == [line["ds_error"] for line in mine]
+    assert points.of_runs("run_id")[view.run].tolist() == [line["run_id"] for line in mine]
+    last = view.take(view.last)
+    assert last.us.tolist() == us_N.tolist() and set(last.step) == {400.0}
+  assert points.view(view.cell).ds is not None and points.of_runs("epochs")[0] == 51200 / 12000
+  assert [cell.task for cell in points.cells] == sorted(cell.task for cell in points.cells)
+
+
+def test_what_is_missing_is_nan_in_arrays_and_null_in_tables(tmp_path):
+  one = pa.table({"run_id": ["a"], "upstream": ["x"]})
+  measured = pa.table({"run_id": ["a"], "task": ["t"], "us": [0.5], "ds": [0.4], "last": [True]})
+  points = table.assemble(one, measured)
+  view, = points
+  assert math.isnan(view.us_error[0]) and math.isnan(points.of_runs("parameters")[0])
+  assert points.cells == (table.Cell("x", "t", None, None, None),)
+  line, = points.table().to_pylist()
+  assert line["us_error"] is None and line["family"] is None
+  with pytest.raises(ValueError, match="at least one run with an accuracy"):
+    table.assemble(one, measured.slice(0, 0))
+
+
+def test_points_of_two_sources_come_together_but_for_a_run_in_both():
+  def of(run, upstream):
+    return table.assemble(
+        pa.table({"run_id": [run], "upstream": [upstream]}),
+        pa.table({"run_id": [run], "task": ["t"], "us": [0.5], "ds": [0.4], "last": [True]}))
+  one, other = of("b", "x"), of("a", "y")
+  both = table.together([one, other])
+  assert both.of_runs("run_id").tolist() == ["a", "b"] and both.run.tolist() == [1, 0]
+  assert [cell.upstream for cell in both.cells] == ["x", "y"]
+  assert both.table().sort_by("run_id").equals(
+      pa.concat_tables([one.table(), other.table()]).sort_by("run_id"))
+  with pytest.raises(ValueError, match="run 'b' is in both"):
+    table.together([one, of("b", "z")])
+
+
+def test_tables_are_written_with_their_types_and_null_for_what_is_absent(tmp_path):
+  columns = {"name": ("VARCHAR", "n"), "value": ("DOUBLE", "v"), "count": ("BIGINT", "c")}
+  table.write(tmp_path / "t", [{"name": "a", "value": 1}, {"count": 2}], columns)
+  stored = parquet.read_table(tmp_path / "t.parquet")
+  assert stored.to_pylist() == [{"name": "a", "value": 1.0, "count": None},
+                                {"name": None, "value": None, "count": 2}]
+  assert [str(kind) for kind in stored.schema.types] == ["string", "double", "int64"]
+  assert len((tmp_path / "t.csv").read_text().splitlines()) == 3
+  table.write(tmp_path / "e", [], columns)
+  assert parquet.read_table(tmp_path / "e.parquet").column_names == list(columns)
 
 
 def test_row_columns_are_those_that_records_write():
@@ -184,5 +247,5 @@ def test_two_thousand_runs_are_read_in_seconds(tmp_path):
   planted.write_runs(tmp_path / "runs", 2000, seeds=1, steps=(400,))
   start = time.process_time()
   assert _gather(tmp_path / "runs", tmp_path).finished == 2000
-  assert table.points(tmp_path / "rows.parquet").num_rows == 2000 * 6
+  assert len(table.points(tmp_path / "rows.parquet")) == 2000 * 6
   assert time.process_time() - start < 12
