@@ -1,0 +1,426 @@
+"""Controlled scaling: is it the same curve whichever is scaled, data, model or epochs (Fig. 4)?
+
+Abnar et al., arXiv:2110.02095, section 2.3 (section 3 at ICLR), scale one of the three at a time
+and find the runs on one curve of downstream against upstream accuracy: given upstream accuracy,
+scale adds nothing. `series` finds such runs, `tests` asks whether the claim holds.
+
+A series is a set of runs after one upstream that differ in one factor, with all else equal that is
+known of them: the base config, what they override of it (but for the factor's own keys, seeds and
+names), family and model, learning rate, batch size, share and number of upstream examples, epochs.
+So both a design that crosses the factors and one that varies each from a default are found. Epochs
+are compared, not steps, since with fewer examples as many epochs take fewer steps; epochs that
+differ by at most one step's worth are equal. Model size is varied within a family at one patch
+size (what follows the "/" in a model's label). Seeds may differ: they are chance, not a setting.
+
+A user's table holds no overrides: there the runs of a series are equal in what the table tells of
+them, be it nothing, and may differ in anything else. The lines say so ('uncontrolled').
+
+Shape legend: U runs, N points of a cell, G groups, D columns of the nuisance.
+"""
+import collections
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+from scipy import interpolate, stats
+
+from big_transfer.study import laws, table
+
+FACTORS = ("data", "model", "epochs")
+# What each factor changes of a config; these keys say nothing of what is held fixed.
+_KEYS = {"data": ("upstream.fraction",), "model": ("model",), "epochs": ()}
+_NEVER = ("name", "seed", "total_steps", "total_epochs")  # lengths are compared as epochs
+# Accuracy per doubling: a factor that adds less, given upstream accuracy, adds nothing of use.
+NEGLIGIBLE = 0.01
+_SPARE = 5  # residual degrees of freedom below which no scatter is known
+_MOST_KNOTS = 10
+_LEAST_FREE = 0.05  # 1 - leverage: a run that fixes its own fitted value weighs no more than this
+
+CONTROLLED_COLUMNS = table.CELL_COLUMNS | {
+    "factor": ("VARCHAR", "what differs in the series: 'data', 'model' or 'epochs'"),
+    "series": ("VARCHAR", "what is held fixed, as far as it differs between series"),
+    "run_id": table.RUN_COLUMNS["run_id"],
+    "value": ("DOUBLE", "the factor's value"),
+    "unit": ("VARCHAR", "its unit: 'fraction' or 'examples'; 'parameters'; 'epochs'"),
+    "us": ("DOUBLE", "accuracy upstream"),
+    "ds": ("DOUBLE", "accuracy downstream"),
+    "residual_hull": ("DOUBLE", "ds less Eq. 1 fitted to the upper hull; null without a fit"),
+    "residual_all": ("DOUBLE", "ds less Eq. 1 fitted to all points; null without a fit"),
+    "controlled": ("BOOLEAN", "whether settings are known, so that all else is equal"),
+}
+TEST_COLUMNS = table.CELL_COLUMNS | {
+    "factor": CONTROLLED_COLUMNS["factor"],
+    "unit": CONTROLLED_COLUMNS["unit"],
+    "runs": ("BIGINT", "runs in series"),
+    "series": ("BIGINT", "series"),
+    "doublings": ("DOUBLE", "largest range of the factor in a series, as a power of 2"),
+    "spread_us": ("DOUBLE", "range of upstream accuracy of the runs in series"),
+    "curve": ("VARCHAR", "the runs that say what the curve is: 'series', or 'all runs' of the cell "
+                         "where those in series are too few"),
+    "partial_r2": ("DOUBLE", "share of what the curve leaves of the runs in series that the "
+                             "factor's logarithm explains"),
+    "slope": ("DOUBLE", "accuracy downstream per doubling of the factor, given upstream accuracy"),
+    "slope_low": ("DOUBLE", "low end of its interval"),
+    "slope_high": ("DOUBLE", "high end of its interval"),
+    "slope_noise": ("DOUBLE", "slope to expect from the standard error of upstream accuracy alone; "
+                              "null where that error is unknown"),
+    "level": ("DOUBLE", "nominal coverage of the interval"),
+    "p_value": ("DOUBLE", "of no slope; with many cells some are small by chance"),
+    "same_curve": ("VARCHAR", f"'yes': the interval lies within {NEGLIGIBLE:g} of 0; 'no': it "
+                              "excludes 0 (and what noise explains); else 'undecided'"),
+    "status": ("VARCHAR", "'ok', 'uncontrolled' or 'left out'"),
+    "reason": ("VARCHAR", "why the status isn't ok"),
+}
+
+
+def _flat(tree, prefix=""):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _known(value):
+  """A value that can be compared: None for what isn't known, NaN among it."""
+  return None if value is None or value != value else value
+
+
+def same_epochs(epochs_U, step_U):
+  """Epochs with those that differ by at most one step made equal.
+
+  Args:
+    epochs_U: passes over the data, NaN where unknown.
+    step_U: what one step is in epochs; NaN where unknown, which counts as 0.
+
+  Returns:
+    (U,) epochs; a run takes those of the nearest run with finer steps within one step of its own.
+  """
+  epochs_U, step_U = np.array(epochs_U, float), np.nan_to_num(step_U)
+  anchors, found_U = np.empty(0), epochs_U.copy()
+  pairs, inverse = np.unique(np.stack([step_U, epochs_U], 1), axis=0, return_inverse=True)
+  for i, (step, epochs) in enumerate(pairs):  # by rising step
+    if math.isnan(epochs):
+      continue
+    at = np.abs(anchors - epochs).argmin() if anchors.size else None
+    if at is not None and abs(anchors[at] - epochs) <= step + 1e-9 * epochs:
+      found_U[inverse.ravel() == i] = anchors[at]
+    else:
+      anchors = np.append(anchors, epochs)
+  return found_U
+
+
+class _Runs:
+  """What is known of each run, and the series they form; once for all cells."""
+
+  def __init__(self, points):
+    self.names = points.of_runs("run_id")
+    of = {name: points.of_runs(name) for name in (
+        "upstream", "config_name", "family", "model", "parameters", "learning_rate", "batch_size",
+        "upstream_fraction", "upstream_train_examples", "epochs", "overrides")}
+    epochs = same_epochs(of["epochs"], of["batch_size"] / of["upstream_train_examples"])
+    fractions = of["upstream_fraction"]
+    by_fraction = bool((fractions < 1.0).any())
+    self.values = {"data": fractions if by_fraction else of["upstream_train_examples"],
+                   "model": of["parameters"], "epochs": of["epochs"]}
+    self.units = {"data": "fraction" if by_fraction else "examples", "model": "parameters",
+                  "epochs": "epochs"}
+    self.family = of["family"]
+    self.controlled = np.array([text is not None for text in of["overrides"]])
+    changed = [dict(_flat(json.loads(text))) if text else {} for text in of["overrides"]]
+    shared = [{"base": of["config_name"][u], "lr": _known(of["learning_rate"][u]),
+               "batch": _known(of["batch_size"][u])} for u in range(len(self.names))]
+    self.series = {}
+    for factor in FACTORS:
+      fixed = [_fixed(factor, of, u, epochs, changed[u], shared[u])
+               for u in range(len(self.names))]
+      self.series[factor] = _numbered(fixed, of["upstream"], self.values[factor])
+
+
+def _fixed(factor, of, u, epochs_U, changed, shared):
+  """What a run of a series has in common with the others: {name: value}."""
+  fixed = dict(shared) | {"family": of["family"][u]}
+  label = of["model"][u]
+  if factor == "model":
+    fixed["patch"] = label.rpartition("/")[2] if label and "/" in label else None
+  else:
+    fixed |= {"model": label, "parameters": _known(of["parameters"][u])}
+  if factor != "data":
+    fixed |= {"data": _known(of["upstream_fraction"][u]),
+              "examples": _known(of["upstream_train_examples"][u])}
+  if factor != "epochs":
+    fixed["epochs"] = _known(epochs_U[u])
+  left = {key: value for key, value in changed.items() if key not in _NEVER and not any(
+      key == own or key.startswith(own + ".") for own in _KEYS[factor])}
+  return fixed | {f"set {key}": json.dumps(value) for key, value in left.items()}
+
+
+def _numbered(fixed, upstream_U, value_U):
+  """(number of each run's series (U,), -1 for none; the series' texts)."""
+  members = collections.defaultdict(list)
+  for u, known in enumerate(fixed):
+    if value_U[u] > 0:
+      members[upstream_U[u], tuple(sorted(known.items(), key=str))].append(u)
+  number_U, texts = np.full(len(fixed), -1), []
+  found = [(upstream, runs) for (upstream, _), runs in members.items()
+           if np.unique(value_U[runs]).size > 1]
+  varying = {}
+  for upstream in {upstream for upstream, _ in found}:
+    heads = [fixed[runs[0]] for other, runs in found if other == upstream]
+    names = dict.fromkeys(name for head in heads for name in head)
+    varying[upstream] = [name for name in names if len({head.get(name) for head in heads}) > 1]
+  taken = collections.Counter()
+  for upstream, runs in found:
+    text = _text(fixed[runs[0]], varying[upstream])
+    taken[upstream, text] += 1
+    if taken[upstream, text] > 1:
+      text += f" [{taken[upstream, text]}]"
+    number_U[runs] = len(texts)
+    texts.append(text)
+  return number_U, texts
+
+
+def _text(fixed, varying):
+  """What is held fixed, in words, as far as it differs between series."""
+  words = {"base": "{}", "family": "{}", "model": "{}", "patch": "patch {}",
+           "parameters": "{:.4g} parameters", "data": "{:.3g} of the data",
+           "examples": "{:.6g} examples", "epochs": "{:.3g} epochs", "lr": "learning rate {:g}",
+           "batch": "batch {:g}"}
+  # What a model, a share of the data or a learning rate is, needs saying once.
+  doubled = {"parameters": "model", "examples": "data"}
+  parts = []
+  for name in varying:
+    value, other = fixed.get(name), doubled.get(name)
+    if value is None or (other in varying and fixed.get(other) is not None):
+      continue
+    if name.startswith("set "):
+      key = name.removeprefix("set ")
+      said = key.split(".")[0] == "model" or key == "upstream.fraction" or (
+          key.rpartition(".")[2] in ("lr", "learning_rate"))
+      parts += [] if said else [f"{key} {value}"]
+    else:
+      parts.append(words[name].format(value))
+  return ", ".join(parts) or "all else equal"
+
+
+def _in_cell(runs, factor, view):
+  """The view's last evaluations, and each point's series: -1 where it has none in this cell."""
+  view = view.take(view.last)
+  number_N = runs.series[factor][0][view.run].copy()
+  value_N = runs.values[factor][view.run]
+  if (number_N >= 0).any():
+    inside = np.flatnonzero(number_N >= 0)
+    size = number_N.max() + 1
+    low, high = np.full(size, np.inf), np.full(size, -np.inf)
+    np.minimum.at(low, number_N[inside], value_N[inside])
+    np.maximum.at(high, number_N[inside], value_N[inside])
+    number_N[inside[(low == high)[number_N[inside]]]] = -1
+  return view, number_N, value_N
+
+
+def series(points, fits):
+  """The runs of controlled series, with what they are above or below the fitted laws.
+
+  Args:
+    points: `table.Points`; a run counts at its last evaluation.
+    fits: dicts with `saturation.FIT_COLUMNS`, of the same points.
+
+  Returns:
+    An Arrow table of `CONTROLLED_COLUMNS` (a crossed sweep has up to three lines a point, too many
+    for dicts), by cell, factor and series, values rising.
+  """
+  runs = _Runs(points)
+  curves = {(*(fit[name] for name in table.CELL), fit["fit"]):
+            [fit["k"], fit["alpha"], fit["e_IR"]] for fit in fits if fit["k"] is not None}
+  schema = pa.schema([(name, table.ARROW[kind])
+                      for name, (kind, _) in CONTROLLED_COLUMNS.items()])
+  parts = []
+  for view in points:
+    for factor in FACTORS:
+      last, number_N, value_N = _in_cell(runs, factor, view)
+      chosen = np.lexsort((value_N, number_N))
+      chosen = chosen[number_N[chosen] >= 0]
+      if not chosen.size:
+        continue
+      us, ds, texts = last.us[chosen], last.ds[chosen], runs.series[factor][1]
+      columns = view.cell._asdict() | {"factor": factor, "unit": runs.units[factor]}
+      columns = {name: pa.repeat(pa.scalar(value, schema.field(name).type), chosen.size)
+                 for name, value in columns.items()}
+      columns |= {"series": [texts[number] for number in number_N[chosen]],
+                  "run_id": runs.names[last.run[chosen]], "value": value_N[chosen], "us": us,
+                  "ds": ds, "controlled": runs.controlled[last.run[chosen]]}
+      for kind in ("hull", "all"):
+        curve = curves.get((*view.cell, kind))
+        columns[f"residual_{kind}"] = pa.nulls(chosen.size, pa.float64()) if curve is None else (
+            ds - 1.0 + laws.SATURATING.predict(curve, 1.0 - us))
+      parts.append(pa.table({name: columns[name] for name in schema.names}, schema=schema))
+  return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def tests(points, *, level=0.9):
+  """Whether a factor says more of downstream accuracy than upstream accuracy does.
+
+  Downstream accuracy is regressed, by least squares, on a cubic spline in upstream accuracy (its
+  knots at quantiles, up to ten with the number of runs), a constant for each series and the
+  logarithm of the factor: so runs are compared within series, along one curve. Where the runs in
+  series are too few to say what the curve is, the cell's other runs help, with a constant for each
+  family and no slope. Intervals and p-values allow for scatter that differs between runs (HC2;
+  MacKinnon and White, 1985), with Student's t of as many degrees of freedom as the series have
+  runs to spare.
+
+  Noise in upstream accuracy hides a part of it, which the factor then stands in for: `slope_noise`
+  says how much slope that makes, from the standard errors, were the curve a line. A slope is
+  held against the curve only where the interval excludes this too.
+
+  Args:
+    points: `table.Points`; a run counts at its last evaluation.
+    level: nominal coverage of the intervals.
+
+  Returns:
+    A list of dicts with `TEST_COLUMNS`: three lines a cell.
+
+  Raises:
+    ValueError: a level out of range.
+  """
+  if not 0.0 < level < 1.0:
+    raise ValueError(f"level: expected a coverage between 0 and 1, such as 0.9, got {level:g}")
+  runs = _Runs(points)
+  lines = []
+  for view in points:
+    for factor in FACTORS:
+      last, number_N, value_N = _in_cell(runs, factor, view)
+      line = dict.fromkeys(TEST_COLUMNS) | view.cell._asdict() | {
+          "factor": factor, "unit": runs.units[factor], "level": level}
+      inside_N = number_N >= 0
+      line |= {"runs": int(inside_N.sum()), "series": np.unique(number_N[inside_N]).size}
+      if not line["runs"]:
+        lines.append(line | {"status": "left out", "reason": _no_series(factor, runs, last)})
+        continue
+      found = _evidence(last, number_N, value_N, runs.family[last.run], level)
+      line |= {"spread_us": float(np.ptp(last.us[inside_N])),
+               "doublings": _doublings(number_N[inside_N], value_N[inside_N]),
+               "status": "ok"} | found
+      if line["status"] == "ok" and not runs.controlled[last.run[inside_N]].all():
+        line |= {"status": "uncontrolled", "reason":
+                 "the table holds no settings, so that the runs of a series may differ in more "
+                 f"than {line['unit']}"}
+      lines.append(line)
+  return lines
+
+
+def _doublings(number_N, value_N):
+  """The largest range of a factor in a series, as a power of 2."""
+  order = np.lexsort((value_N, number_N))
+  number_N, value_N = number_N[order], value_N[order]
+  _, first = np.unique(number_N, return_index=True)
+  last = np.append(first[1:], number_N.size) - 1
+  return float(np.log2(value_N[last] / value_N[first]).max())
+
+
+def _no_series(factor, runs, view):
+  known = np.isfinite(runs.values[factor][view.run])
+  if not known.any():
+    return f"no run's {runs.units[factor]} are known"
+  return f"no two runs differ in {runs.units[factor]} with all else equal"
+
+
+def _spline(us_N):
+  """Columns (N, D) of a cubic spline in upstream accuracy, its knots at quantiles."""
+  inner = int(np.clip(round(us_N.size ** 0.3) - 3, 0, _MOST_KNOTS))
+  low, high = us_N.min(), us_N.max()
+  knots = np.unique(np.quantile(us_N, np.arange(1, inner + 1) / (inner + 1)))
+  knots = knots[(knots > low) & (knots < high)]
+  padded = np.concatenate([[low] * 4, knots, [high] * 4])
+  return interpolate.BSpline.design_matrix(us_N, padded, 3).toarray()
+
+
+def _centred(columns, group_N):
+  """Columns (N,) or (N, D) less their mean in each group."""
+  size_G = np.bincount(group_N)
+  flat = columns.reshape(group_N.size, -1)
+  mean_GD = np.stack([np.bincount(group_N, column) / size_G for column in flat.T], 1)
+  return (flat - mean_GD[group_N]).reshape(columns.shape)
+
+
+def _evidence(view, number_N, value_N, family_N, level):
+  """The regression of one cell and factor, as columns of its line."""
+  inside_N = number_N >= 0
+  alone = _regression(view.take(inside_N), number_N[inside_N], value_N[inside_N])
+  families = np.unique([str(family) for family in family_N], return_inverse=True)[1].ravel()
+  found = alone or _regression(view, np.where(inside_N, number_N, -1 - families), value_N)
+  if found is None:
+    return {"status": "left out", "reason":
+            f"{view.us.size} runs, {inside_N.sum()} of them in series, are too few for a curve, a "
+            "constant for each series and a slope"}
+  found |= {"curve": "series" if alone else "all runs"}
+  if "reason" in found:
+    return found | {"status": "left out"}
+  slope, error, free = found["slope"], found.pop("error"), found.pop("free")
+  reach = float(error * stats.t.ppf(0.5 + level / 2.0, free))
+  p_value = 2.0 * stats.t.sf(abs(slope) / error, free) if error > 0 else float(slope == 0.0)
+  found |= {"slope_low": slope - reach, "slope_high": slope + reach, "p_value": float(p_value)}
+  return found | {"same_curve": _answer(found)}
+
+
+def _regression(view, labels_N, value_N):
+  """Slope with its error, as columns of a line; None where the runs are too few.
+
+  Labels are numbers of series, and negative for runs in none, whose groups have a constant only.
+  """
+  _, group_N, size_G = np.unique(labels_N, return_inverse=True, return_counts=True)
+  kept = size_G[group_N.ravel()] > 1  # a group of one is explained by its own constant
+  view, inside_N, value_N = view.take(kept), labels_N[kept] >= 0, value_N[kept]
+  group_N = np.unique(labels_N[kept], return_inverse=True)[1].ravel()
+  groups, within = group_N.max() + 1, inside_N.sum() - np.unique(group_N[inside_N]).size
+  if np.ptp(view.us) == 0:
+    return {"reason": "upstream accuracy is the same in all runs"}
+  basis_ND, sizes, _ = np.linalg.svd(_centred(_spline(view.us), group_N), full_matrices=False)
+  basis_ND = basis_ND[:, sizes > 1e-8 * sizes[0]]
+  spare = view.us.size - groups - basis_ND.shape[1] - 1
+  if spare < _SPARE or within < 2:
+    return None
+  factor_N = _centred(np.where(inside_N, np.log2(np.where(inside_N, value_N, 1.0)), 0.0), group_N)
+  ds_N = _centred(view.ds, group_N)
+  x_N = factor_N - basis_ND @ (basis_ND.T @ factor_N)
+  y_N = ds_N - basis_ND @ (basis_ND.T @ ds_N)
+  power = x_N @ x_N
+  if power < 1e-6 * (factor_N @ factor_N):
+    return {"reason": "the factor can't be told from upstream accuracy: one follows the other"}
+  slope = float(x_N @ y_N / power)
+  left_N = y_N - slope * x_N
+  leverage_N = (1.0 / np.bincount(group_N)[group_N] + np.square(basis_ND).sum(1)
+                + np.square(x_N) / power)
+  scaled = np.square(x_N * left_N) / np.maximum(1.0 - leverage_N, _LEAST_FREE)
+  before = np.square(y_N[inside_N]).sum()
+  share = 1.0 - np.square(left_N[inside_N]).sum() / before if before > 0 else 0.0
+  return {"slope": slope, "error": float(np.sqrt(scaled.sum()) / power),
+          "free": int(min(spare, within - 1)), "partial_r2": float(max(share, 0.0)),
+          "slope_noise": _from_noise(view, group_N, factor_N, ds_N)}
+
+
+def _from_noise(view, group_N, factor_N, ds_N):
+  """The slope that errors in upstream accuracy make by themselves, were the curve a line.
+
+  With reliability r of upstream accuracy given the factor, a line's slope s is seen as r s, and the
+  factor's slope takes up (1 - r) s times what upstream accuracy gains per doubling.
+  """
+  noise = np.nanmean(np.square(view.us_error)) if np.isfinite(view.us_error).any() else None
+  if noise is None:
+    return None
+  us_N = _centred(view.us, group_N)
+  gain = us_N @ factor_N / (factor_N @ factor_N)
+  rest_N = us_N - gain * factor_N
+  spare = view.us.size - group_N.max() - 2
+  variance = rest_N @ rest_N / spare
+  # Were noise the most of what is left, no correction would hold; this caps it at a half.
+  unreliable = min(noise / variance, 0.5)
+  return float(unreliable / (1.0 - unreliable) * (rest_N @ ds_N) / (rest_N @ rest_N) * gain)
+
+
+def _answer(found):
+  low, high = found["slope_low"], found["slope_high"]
+  if -NEGLIGIBLE <= low and high <= NEGLIGIBLE:
+    return "yes"
+  noise = found["slope_noise"] or 0.0
+  return "no" if high < min(noise, 0.0) or low > max(noise, 0.0) else "undecided"
