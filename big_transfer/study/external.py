@@ -31,6 +31,7 @@ LEFT_OUT_COLUMNS = {
 }
 _TOKENS = "('na', 'n/a', 'nan', 'null', 'none', '-', '–', '—')"
 _ERRORS = re.compile(r"(?<![a-z])(err|error|errors|loss)(?![a-z])", re.IGNORECASE)
+_MOST = 9e18  # what a BIGINT holds
 _PERCENT = re.compile(r"%|(?<![a-z])(percent|pct)(?![a-z])", re.IGNORECASE)
 
 
@@ -133,15 +134,21 @@ def read(files, columns, *, join=(), scale="auto", values="accuracy", steps="las
                        f"has both; left out: {lost.words()}")
     grouping.check(database, sources)
     points = grouping.points(database, sources, steps)
+    doubts = tuple(_doubts(database, kinds))
   census = gather.Census(tuple(files), points.runs.num_rows, lost.counted(),
-                         sum(sheet.rows for sheet in together.sheets), tuple(_doubts(kinds)))
+                         sum(sheet.rows for sheet in together.sheets), doubts)
   return Read(points, lost.lines, census)
 
 
-def _doubts(kinds):
+def _doubts(database, kinds):
   """Sentences on columns whose names speak against what they were taken for."""
-  for columns in kinds.values():
-    for column in columns:
+  for role, columns in kinds.items():
+    for number, column in enumerate(columns):
+      _, above, signed = _counts(database, f"{role}_{number}")
+      scale = column.source.scale or column.scale
+      if _PERCENT.search(column.label) and not above and not signed and scale == "auto":
+        yield (f"column {column.label} was read as percent, as its name says, but no value is "
+               f"above 1; if they are fractions, write {column.source.column}:fraction")
       if _ERRORS.search(column.label) and not column.source.values and column.values != "error":
         yield (f"column {column.label} was read as an accuracy; if it is an error, write "
                f"{column.source.column}:error, or --values error")
@@ -189,8 +196,10 @@ def _check_numbers(database, sources, labels):
       wrong = f"number({text}) IS NULL OR NOT isfinite(number({text})) OR number({text}) < 0"
       if kind == "share":
         wrong += f" OR number({text}) > {_top_of_share(source, text)}"
-      if kind == "count" and source.factor == 1.0:
-        wrong += f" OR number({text}) <> round(number({text}))"
+      if kind == "count":
+        wrong += f" OR number({text}) * {source.factor!r} > {_MOST:g}"
+        if source.factor == 1.0:
+          wrong += f" OR number({text}) <> round(number({text}))"
       found = database.execute(
           f"SELECT {text}_source, {text} FROM laid WHERE bare({text}) IS NOT NULL AND ({wrong}) "
           "ORDER BY place LIMIT 1").fetchone()
@@ -215,11 +224,10 @@ def _number(role, source, text):
   return f"CAST(round({value}) AS BIGINT)" if kind == "count" else value
 
 
-def _top(database, column, of, text):
-  """`_Column.top` from the values of a column."""
-  return column.top(database.execute(
-      f"SELECT count(number({text})), count(*) FILTER (number({text}) > 1), "
-      f"count(*) FILTER (contains({text}, '%')) FROM {of}").fetchone())
+def _counts(database, text):
+  """(numbers, of these above 1, texts with a percent sign) in a column of `laid`."""
+  return database.execute(f"SELECT count(number({text})), count(*) FILTER (number({text}) > 1), "
+                          f"count(*) FILTER (contains({text}, '%')) FROM laid").fetchone()
 
 
 def _measure(database, sources, kinds):
@@ -243,7 +251,7 @@ def _measure(database, sources, kinds):
     common.append("'" + label.replace("'", "''") + "' AS upstream")
   if "us" in kinds:
     column, = kinds["us"]
-    top = _top(database, column, "laid", "us_0")
+    top = column.top(_counts(database, "us_0"))
     _check_upstream(database, column, top)
     common.append(f"{column.accuracy('number(us_0)', top)} AS us")
     if "us_error" in sources:
@@ -251,7 +259,7 @@ def _measure(database, sources, kinds):
   parts = []
   for number, (column, source) in enumerate(zip(kinds["ds"], sources["ds"])):
     text = f"ds_{number}"
-    top = _top(database, column, "laid", text)
+    top = column.top(_counts(database, text))
     extra = [f"{text} AS ds_text", f"{text}_source AS source", f"{number} AS ds_number",
              f"{'us_0_source' if 'us' in kinds else text + '_source'} AS folder",
              f"{column.accuracy(f'number({text})', top)} AS ds"]
@@ -276,8 +284,8 @@ def _check_upstream(database, column, top):
 
 
 def _wanted(top):
-  return ("expected an accuracy in percent, from 0 to 100" if top == 100.0 else
-          "expected an accuracy as a fraction, from 0 to 1")
+  return (f"expected a number from 0 to {top:g} ("
+          + ("percent" if top == 100.0 else "a fraction") + ", decimals with a point)")
 
 
 def _out_of_range(database, columns):
@@ -290,7 +298,7 @@ def _out_of_range(database, columns):
       "ORDER BY task").fetchall()
   bad = {}
   for task, number, ds_number, source, text in found:
-    top = _top(database, columns[ds_number], "laid", f"ds_{ds_number}")
+    top = columns[ds_number].top(_counts(database, f"ds_{ds_number}"))
     bad[task] = number, (f"{source}: column {columns[ds_number].label}: {_wanted(top)}, got "
                          f"{text!r}")
   tasks = database.execute("SELECT count(DISTINCT task) FROM measured").fetchone()[0]

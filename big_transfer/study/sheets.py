@@ -1,11 +1,16 @@
 """Files of results, read as texts: CSV, TSV, Parquet, JSONL; several are joined, or stacked.
 
 Every column is read as text and turned into numbers by its role (`external`), so that no inference
-over the first rows decides what the last ones mean. Each row keeps where it was read.
+over the first rows decides what the last ones mean. Each row keeps where it was read: "PATH:ROW",
+where a line of names above the rows is row 1, as in a spreadsheet, and empty lines don't count.
 """
+import collections
+import csv
 import dataclasses
 import glob
+import gzip
 import pathlib
+import re
 
 import duckdb
 
@@ -111,11 +116,32 @@ def _reader(path):
   if name.endswith(_JSON):
     # To depth 1 everything stays JSON: no type is inferred from the first rows.
     return f"read_json({file}, maximum_depth=1, sample_size=-1)", 0
-  if name.endswith(_SEPARATED):
-    tab = ", delim='\t'" if name.endswith((".tsv", ".tab")) else ""
-    return f"read_csv({file}, all_varchar=true, header=true, quote='\"'{tab})", 1
-  raise ValueError(f"--table: {path}: expected a file that ends in "
-                   f"{', '.join(_SEPARATED + _PARQUET + _JSON)}; rename or convert it")
+  delimiter, names = _header(path)
+  types = ", ".join(f"{_text(column)}: 'VARCHAR'" for column in names)
+  return (f"read_csv({file}, auto_detect=false, header=true, quote='\"', escape='\"', "
+          f"delim={_text(delimiter)}, columns={{{types}}})"), 1
+
+
+def _header(path):
+  """(what cells are divided by, the columns' names) from the first line, which has them all.
+
+  Not from a look at the rows: where one of them is too short that sees a table of one column.
+  """
+  opened = gzip.open if path.name.endswith(".gz") else open
+  with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+    line = file.readline()
+    bare = re.sub(r'"[^"]*"', "", line)
+    delimiter = max(",;\t|", key=bare.count)
+    file.seek(0)
+    names = [name.strip() for name in next(csv.reader(file, delimiter=delimiter), [])]
+  if not any(names):
+    raise ValueError("its first line should name the columns, but is empty")
+  counts = collections.Counter()
+  for place, name in enumerate(names):
+    counts[name.lower()] += 1
+    names[place] = (name or "column") + (f"_{counts[name.lower()] - 1}"
+                                         if counts[name.lower()] > 1 else "")
+  return delimiter, names
 
 
 def _labels(paths):
@@ -133,8 +159,11 @@ def _labels(paths):
 def _read(database, path, label, relation):
   if not path.is_file():
     raise ValueError(f"--table: {path}: no such file; expected a table of results")
-  reader, above = _reader(path)
+  if not path.name.lower().removesuffix(".gz").endswith(_SEPARATED + _PARQUET + _JSON):
+    raise ValueError(f"--table: {path}: expected a file that ends in "
+                     f"{', '.join(_SEPARATED + _PARQUET + _JSON)}; rename or convert it")
   try:
+    reader, above = _reader(path)
     described = database.execute(f"DESCRIBE SELECT * FROM {reader}").fetchall()
     columns = tuple(row[0] for row in described)
     texts = [(f"json_extract_string({table.quoted(name)}, '$')" if kind == "JSON" else
@@ -145,18 +174,19 @@ def _read(database, path, label, relation):
         f"CREATE TABLE {relation} AS SELECT {select}, {_text(label)} AS \"#file\", "
         f"{_text(path)} || ':' || (row_number() OVER () + {above}) AS \"#source\", "
         f"row_number() OVER () AS \"#row\" FROM {reader}")
-  except duckdb.Error as error:
-    raise ValueError(f"--table: {path} can't be read as a table: {_first_lines(error)}; correct "
-                     "the file") from error
+  except (duckdb.Error, OSError, EOFError, ValueError, csv.Error) as error:
+    raise ValueError(f"--table: {path} can't be read as a table: {_shortened(error)}; correct the "
+                     "file") from error
   rows = database.execute(f"SELECT count(*) FROM {relation}").fetchone()[0]
   if not rows:
     raise ValueError(f"--table: {path} has no rows; expected a table of results")
   return Sheet(str(path), label, relation, columns, rows)
 
 
-def _first_lines(error):
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  return " ".join(lines[:2])[:300].rstrip(".; ")
+def _shortened(error):
+  """What an error says, without DuckDB's advice on options."""
+  lines = [line.strip() for line in str(error).split("LINE 1:")[0].splitlines() if line.strip()]
+  return " ".join(lines[:3])[:300].rstrip(".; ")
 
 
 def read(database, files, join=()):

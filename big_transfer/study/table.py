@@ -298,7 +298,8 @@ WITH probes AS (
   FROM ds WHERE coalesce(l2, $l2) = $l2
   GROUP BY run_id, step, task, variant, setting, shots
 ), joined AS (
-  SELECT probes.*, us.value AS us, sqrt(us.value * (1 - us.value) / nullif(held_out, 0)) AS us_error,
+  SELECT probes.*, us.value AS us,
+         sqrt(us.value * (1 - us.value) / nullif(held_out, 0)) AS us_error,
          step = max(step) OVER (PARTITION BY run_id) AS "last"
   FROM probes JOIN us USING (run_id, step)
 )

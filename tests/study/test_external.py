@@ -1,4 +1,5 @@
 """Any table of results to points: formats, scales, joins, seeds, and what a mistake says."""
+import gzip
 import json
 import math
 import pathlib
@@ -193,14 +194,15 @@ def test_files_of_the_same_columns_are_stacked_and_can_name_the_task(tmp_path):
     ("us=us,ds=acc,modle=m", "'modle' is no role; did you mean model"),
     ("us=us,model=m", "ds is missing"),
     ("ds=acc", "us is missing"),
-    ("us=us,ds=bad", "csv:3: column bad: expected an accuracy in percent, .*got '250'"),
-    ("us=us,ds=acc:fraction", "csv:2: column acc: .* as a fraction, .*got '60'"),
+    ("us=us,ds=bad", "csv:3: column bad: expected a number from 0 to 100 .*got '250'"),
+    ("us=us,ds=acc:fraction", "csv:2: column acc: .*from 0 to 1 .a fraction.*got '60'"),
     ("us=bad,ds=acc", "csv:3: column bad: .*got '250'"),
     ("us=word,ds=acc", "csv:3: column word: .*got 'high'"),
     ("us=neg,ds=acc", "csv:2: column neg: .*got '-1'"),
     ("us=mixed,ds=acc", "column mixed: 1 of 3 values are above 1.*mixed:percent or mixed:fract"),
     ("us=us,ds=acc,shots=word", "csv:3: column word: expected a whole number, got 'high'"),
     ("us=us,ds=acc,params=half", "csv:2: column half: expected a whole number, got '2.5'"),
+    ("us=us,ds=acc,params=huge:T", "column huge: expected a whole number, got '1e30'"),
     ("us=us,ds=acc,fraction=us", "expected a share from 0 to 1"),
     ("us=us,ds=none", "none has both; left out: 3 no accuracy downstream"),
     ("us=us,ds=acc,params=us:Q", "params takes K, M, B or T, got 'Q'"),
@@ -213,8 +215,9 @@ def test_files_of_the_same_columns_are_stacked_and_can_name_the_task(tmp_path):
     ("us=us,ds=acc,upstream=", "lacks the name"),
 ])
 def test_a_mistake_in_a_table_is_one_clear_error(tmp_path, columns, words):
-  path = _file(tmp_path, "m,us,acc,bad,word,neg,mixed,half,none\n"
-               "a,80,60,10,5,-1,.5,2.5,NA\nb,70,50,250,high,2,85,3,\nc,60,40,30,6,3,.4,4,-\n")
+  path = _file(tmp_path, "m,us,acc,bad,word,neg,mixed,half,none,huge\n"
+               "a,80,60,10,5,-1,.5,2.5,NA,1e30\nb,70,50,250,high,2,85,3,,1\n"
+               "c,60,40,30,6,3,.4,4,-,1\n")
   with pytest.raises(ValueError, match=words):
     external.read([path], columns)
 
@@ -239,6 +242,35 @@ def test_files_that_are_no_tables_say_so(tmp_path):
     external.read([_file(tmp_path, "a\n1\n")] * 2, "us=a,ds=b")
   with pytest.raises(ValueError, match="--scale: expected one of auto"):
     external.read([_file(tmp_path, "a\n1\n")], "us=a,ds=b", scale="per cent")
+
+
+def test_separators_byte_marks_and_compression_make_no_difference(tmp_path):
+  text = 'model,us,acc\n"a, b",80,60\n\nc,70,50\n'
+  expected = {("a, b", "acc"): (0.8, 0.6), ("c", "acc"): (0.7, 0.5)}
+  path = tmp_path / "x.csv"
+  for content in (text, text.replace("a, b", "a; b").replace(",", ";"),
+                  "\ufeff" + text.replace("\n", "\r\n")):
+    path.write_bytes(content.encode())
+    read = external.read([path], "us=us,ds=acc,model=model")
+    assert sorted(_by(read, "us", "ds").values()) == sorted(expected.values())
+  (tmp_path / "x.csv.gz").write_bytes(gzip.compress(text.encode()))
+  assert _by(external.read([tmp_path / "x.csv.gz"], "us=us,ds=acc,model=model"),
+             "us", "ds") == expected
+
+
+def test_a_row_with_too_few_or_too_many_cells_is_an_error_that_names_it(tmp_path):
+  for row in ("a,80", "a,80,60,9"):
+    path = _file(tmp_path, f"model,us,acc\nb,70,50\n{row}\n")
+    with pytest.raises(ValueError, match="can't be read as a table: .*Line: 3"):
+      external.read([path], "us=us,ds=acc,model=model")
+
+
+def test_fractions_under_a_name_with_a_percent_sign_are_doubted(tmp_path):
+  path = _file(tmp_path, "model,us (%),acc\na,0.8,0.6\n")
+  read = external.read([path], "us=us (%),ds=acc,model=model")
+  assert "us (%) was read as percent" in read.census.warnings[0]
+  read = external.read([path], "us=us (%):fraction,ds=acc,model=model")
+  assert _by(read, "us")["a", "acc"] == 0.8 and not read.census.warnings
 
 
 def test_names_with_odd_signs_are_quoted_in_columns_and_safe_in_queries(tmp_path):
