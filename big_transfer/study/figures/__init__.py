@@ -1,0 +1,20 @@
+"""The figures: one function each, from the tables of points and of what was found in them alone.
+
+A figure is a Vega-Lite specification with its data beside it. `catalogue` yields all that a study's
+tables allow; `save` writes one as PNG, SVG or PDF.
+"""
+from big_transfer.study.figures.catalogue import CHOICES, catalogue
+from big_transfer.study.figures.matrices import peers, spearman_matrix, spearman_upstream
+from big_transfer.study.figures.panels import verdict
+from big_transfer.study.figures.scatter import (
+    all_runs, controlled, high_upstream, overlay, overview, task_figure)
+from big_transfer.study.figures.style import FORMATS, cell_name, family_name, save, shots_name
+from big_transfer.study.figures.trends import (
+    curves_by_shots, hull_families, irreducible_error, parameters, prediction_errors, sample_size,
+    sample_size_by_task)
+
+__all__ = [
+    "CHOICES", "FORMATS", "all_runs", "catalogue", "cell_name", "controlled", "curves_by_shots",
+    "family_name", "high_upstream", "hull_families", "irreducible_error", "overlay", "overview",
+    "parameters", "peers", "prediction_errors", "sample_size", "sample_size_by_task", "save",
+    "shots_name", "spearman_matrix", "spearman_upstream", "task_figure", "verdict"]

@@ -1,0 +1,232 @@
+"""What the figures show in the rows at hand, in sentences filled in from the tables.
+
+Each function takes the tables, an upstream dataset and a number of shots, and returns plain text, or
+None where the tables hold nothing of it. Sentences state numbers; they claim no more than these say.
+"""
+import collections
+
+import numpy as np
+
+from big_transfer.study.figures import scatter, style
+
+
+def _of(tables, name, upstream, shots):
+  return [line for line in tables.get(name, ())
+          if line["upstream"] == upstream and line["shots"] == shots]
+
+
+def _name(line):
+  return style.cell_name([line[name] for name in ("upstream", "task", "variant", "setting")])
+
+
+def _percent(value, digits=1):
+  return f"{100 * value:.{digits}f} %"
+
+
+def _tasks(number):
+  return f"{number} task" + ("s" if number != 1 else "")
+
+
+def cell(fits):
+  """What the fits of one cell say.
+
+  Args:
+    fits: the cell's lines of `fits`, and of `robust` if there are any.
+  """
+  said = []
+  for fit in fits:
+    words = {"hull": "Upper hull", "all": "All points", "robust": "Robust fit"}[fit["fit"]]
+    if fit["status"] == "no fit":
+      said.append(f"{words}: no fit, {fit['reason']}.")
+      continue
+    law = ""
+    if fit.get("k") is not None:
+      law = (f" error = {fit['k']:.3g} · upstream error^{fit['alpha']:.2f} + {fit['e_IR']:.3f},"
+             f" rms {fit['rms']:.4f} (without saturation {fit['loglinear_rms']:.4f});")
+    value = (f" saturation value {_percent(fit['saturation'])}, interval "
+             f"{_percent(fit['saturation_low'])} to {_percent(fit['saturation_high'])}.")
+    if fit["status"] != "ok":
+      value = f" saturation not identified: {fit['reason']}."
+    said.append(f"{words}:{law}{value}")
+  return " ".join(said)
+
+
+def overview(tables, upstream, shots):
+  """How many tasks saturate, and where."""
+  fits = _of(tables, "fits", upstream, shots)
+  hulls = [fit for fit in fits if fit["fit"] == "hull"]
+  if not hulls:
+    return None
+  known = sorted((fit for fit in hulls if fit["status"] == "ok"), key=lambda f: f["saturation"])
+  text = (f"Of {_tasks(len(hulls))}, {len(known)} have a saturation value that is identified on "
+          "the upper hull")
+  if known:
+    text += (f", from {_percent(known[0]['saturation'])} ({_name(known[0])}) to "
+             f"{_percent(known[-1]['saturation'])} ({_name(known[-1])})")
+  counts = collections.Counter(fit["status"] for fit in hulls)
+  text += f"; for {counts['not identified']} it isn't, and {counts['no fit']} have too little to fit."
+  both = {}
+  for fit in fits:
+    if fit["status"] == "ok":
+      both.setdefault(_name(fit), {})[fit["fit"]] = fit["saturation"]
+  pairs = [(values["hull"], values["all"]) for values in both.values()
+           if {"hull", "all"} <= values.keys()]
+  if pairs:
+    text += (f" Where both fits are identified ({len(pairs)}), the hull's value is the higher one "
+             f"for {sum(hull > average for hull, average in pairs)}.")
+  return text
+
+
+_SIGNS = {"k": "k", "alpha": "α", "e_IR": "e_IR"}
+
+
+def shots(tables, upstream, _):
+  """How the law's parameters move with the number of shots."""
+  pooled = [line for line in tables.get("shots", ())
+            if line["task"] == "(all)" and line["upstream"] == upstream
+            and line["likelihood_up"] is not None]
+  said = []
+  for fit, words in (("hull", "Hull fits"), ("all", "Fits to all points")):
+    parts = [f"{_SIGNS[line['parameter']]} rises in {_percent(line['likelihood_up'], 0)} of the "
+             f"{line['pairs']} pairs of numbers of shots and falls in "
+             f"{_percent(line['likelihood_down'], 0)}"
+             + (f" (mean correlation {line['pearson']:+.2f})" if line["pearson"] is not None else "")
+             for line in pooled if line["fit"] == fit]
+    if parts:
+      said.append(f"{words}: {'; '.join(parts)}.")
+  return " ".join(said) or None
+
+
+def prediction(tables, upstream, shots):
+  """Which method predicts the held-out runs best."""
+  lines = [line for line in _of(tables, "prediction", upstream, shots) if line["status"] == "ok"]
+  if not lines:
+    return None
+  said = [f"{_percent(lines[0]['held_out'], 0)} of the runs were held out, those with the highest "
+          "upstream accuracy."]
+  for fit, words in (("hull", "Hull from hull"), ("all", "Runs from runs")):
+    errors = {}
+    for line in lines:
+      if line["fit"] == fit:
+        errors.setdefault(line["method"], {})[_name(line)] = line["prediction_rmse"]
+    if errors:
+      medians = {method: float(np.median(list(values.values())))
+                 for method, values in errors.items()}
+      best = collections.Counter(
+          min(errors, key=lambda method, task=task: errors[method].get(task, np.inf))
+          for task in {task for values in errors.values() for task in values})
+      said.append(f"{words}: median error over tasks "
+                  + ", ".join(f"{method} {value:.4f}" for method, value in sorted(
+                      medians.items(), key=lambda item: item[1]))
+                  + "; most often the least: "
+                  + ", ".join(f"{method} ({count})" for method, count in best.most_common(2)) + ".")
+  return " ".join(said)
+
+
+def sample_size(tables, upstream, shots):
+  """How the errors fall with the number of runs."""
+  lines = [line for line in _of(tables, "sample_size", upstream, shots) if line["status"] == "ok"]
+  said = []
+  for fit, words in (("hull", "Hull"), ("all", "All points")):
+    by_size = {}
+    for line in lines:
+      if line["fit"] == fit:
+        by_size.setdefault((line["all"], line["size"]), []).append(line["prediction_error"])
+    if len(by_size) > 1:
+      (_, small), (_, large) = min(by_size), max(by_size)
+      first, last = (float(np.mean(by_size[key])) for key in (min(by_size), max(by_size)))
+      said.append(f"{words}: the mean squared error held out goes from {first:.1e} with {small} "
+                  f"runs to {last:.1e} with {large} (root: {first ** 0.5:.3f} to "
+                  f"{last ** 0.5:.3f}).")
+  return " ".join(said) or None
+
+
+def controlled(tables, upstream, shots):
+  """Whether scale adds anything, given upstream accuracy."""
+  lines = [line for line in _of(tables, "controlled_tests", upstream, shots)
+           if line["partial_r2"] is not None]
+  said = []
+  for factor, words in scatter.FACTOR_TITLES.items():
+    mine = [line for line in lines if line["factor"] == factor]
+    if not mine:
+      continue
+    answers = collections.Counter(line["same_curve"] for line in mine)
+    text = (f"Scaling {words}, {_tasks(len(mine))}: on the same curve {answers['yes']}, not on it "
+            f"{answers['no']}, undecided {answers['undecided']}; median partial R² "
+            f"{np.median([line['partial_r2'] for line in mine]):.2f}, median slope "
+            f"{np.median([line['slope'] for line in mine]):+.4f} of accuracy a doubling.")
+    if any(line["status"] == "uncontrolled" for line in mine):
+      text += " Other settings of these runs aren't known, so they may differ too."
+    said.append(text)
+  return " ".join(said) or None
+
+
+def families(tables, upstream, shots):
+  """Whose runs make the hull."""
+  shares = {}
+  for line in _of(tables, "hull_families", upstream, shots):
+    if line["share_of_hull"] is not None:
+      shares.setdefault(style.family_name(line["family"]), []).append(
+          (line["share_of_runs"], line["share_of_hull"]))
+  if not shares:
+    return None
+  means = {name: np.mean(pairs, 0) for name, pairs in shares.items()}
+  ordered = sorted(means, key=lambda name: -means[name][1])
+  text = "; ".join(f"{name} {_percent(means[name][0], 0)} of the runs and "
+                   f"{_percent(means[name][1], 0)} of the hull" for name in ordered[:6])
+  return f"On average over tasks: {text}" + ("; and others." if len(ordered) > 6 else ".")
+
+
+def ranks(tables, upstream, shots):
+  """How alike tasks rank the runs."""
+  lines = [line for line in _of(tables, "spearman", upstream, shots)
+           if line["correlation"] is not None and line["row"] != line["column"]]
+  between = [line for line in lines if line["column"] != "upstream"]
+  ups = sorted((line for line in lines if line["column"] == "upstream"),
+               key=lambda line: line["correlation"])
+  said = []
+  if between:
+    low = min(between, key=lambda line: line["correlation"])
+    said.append(f"Between tasks the median correlation is "
+                f"{np.median([line['correlation'] for line in between]):.2f}; least alike are "
+                f"{low['row']} and {low['column']} ({low['correlation']:+.2f}).")
+  if ups:
+    said.append(f"With upstream accuracy it is from {ups[0]['correlation']:+.2f} ({ups[0]['row']}) "
+                f"to {ups[-1]['correlation']:+.2f} ({ups[-1]['row']}).")
+  return " ".join(said).replace("_", " ") or None
+
+
+def overlay(tables, upstream, shots):
+  """How far one task's best runs fall short of the other tasks' hulls."""
+  gaps = {}
+  for line in _of(tables, "overlay", upstream, shots):
+    if line["gap"] is not None:
+      gaps.setdefault(_name(line), []).append((line["us"], line["gap"]))
+  if not gaps:
+    return None
+  base = next(line["reference"] for line in _of(tables, "overlay", upstream, shots)
+              if line["gap"] is not None).replace("_", " ")
+  means = {task: float(np.mean([gap for _, gap in pairs])) for task, pairs in gaps.items()}
+  low, high = min(means, key=means.get), max(means, key=means.get)
+  shrinks = sum(len(pairs) > 1 and max(pairs)[1] < min(pairs)[1] for pairs in gaps.values())
+  return (f"The runs on the hull of {base} fall short of a task's own hull by "
+          f"{100 * means[low]:.1f} ({low}) to {100 * means[high]:.1f} ({high}) points of accuracy on "
+          f"average. On {shrinks} of {_tasks(len(gaps))} the gap is smaller at the highest upstream "
+          "accuracy than at the lowest.")
+
+
+def peers(tables, upstream, shots):
+  """How the best run on one task ranks on others."""
+  lines = [line for line in _of(tables, "peers", upstream, shots)
+           if line["percentile"] is not None and line["task"] != line["on_task"]]
+  if not lines:
+    return None
+  return (f"The best run on one task is the best on another in "
+          f"{_percent(np.mean([line['rank'] == 1 for line in lines]), 0)} of the pairs of tasks, and "
+          f"beats a median {_percent(np.median([line['percentile'] for line in lines]), 0)} of its "
+          "peers there.")
+
+
+FINDINGS = {"overview": overview, "shots": shots, "prediction": prediction,
+            "sample_size": sample_size, "controlled": controlled, "families": families,
+            "ranks": ranks, "overlay": overlay, "peers": peers}

@@ -1,0 +1,92 @@
+"""The sections of the report after the plots of downstream against upstream accuracy."""
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One figure or table of the page.
+
+  Attributes:
+    kind: "figure": of a table; "panels": of points, a panel a task; "table".
+    name: of the figure (`payload.figures`), the sort of panels, or the table.
+    caption: what is plotted.
+    finding: what it shows in these rows, one of `findings.FINDINGS`; None: nothing is said.
+  """
+  kind: str
+  name: str
+  caption: str
+  finding: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A heading with its parts; a section none of whose parts has anything to show is left out."""
+  anchor: str
+  title: str
+  parts: tuple[Part, ...]
+
+
+SECTIONS = (
+    Section("fits", "The fits", (
+        Part("table", "fits", "The laws, a line a task, number of shots and fit."),
+        Part("table", "robust",
+             "The robust fit of the same points: Eq. 1 and a quadratic in logits, with errors that "
+             "are correlated along upstream accuracy, anchored at the highest. It is this "
+             "project's own and meant for predicting beyond the runs; the lines of the table above "
+             "are the paper's plain fits."),
+    )),
+    Section("shots", "The number of shots", (
+        Part("figure", "irreducible_error",
+             "Irreducible error, downstream error as upstream error goes to 0, against the number "
+             "of shots; bars are intervals, pale marks aren't identified. All upstreams.", "shots"),
+        Part("figure", "curves_hull", "The laws fitted to the upper hulls, a curve a number of "
+             "shots; dashed where they reach beyond the runs."),
+        Part("figure", "curves_all", "The same, fitted to all points."),
+        Part("figure", "parameters", "The three parameters of the law against the number of shots."
+             " k and α trade off where a law is nearly straight. All upstreams."),
+        Part("table", "shots", "Correlation of each parameter with the number of shots, and the "
+             "share of pairs of numbers of shots between which it rises or falls. A line “(all)” "
+             "pools the tasks."),
+    )),
+    Section("prediction", "Predicting the best runs upstream", (
+        Part("panels", "held_out", "Orange: runs held out, those with the highest upstream "
+             "accuracy. The two laws are fitted to the runs in grey alone."),
+        Part("figure", "prediction_errors", "Root mean squared error on what was held out, by "
+             "method: Eq. 1 (saturating), the law without saturation (log-linear), a line and a "
+             "quadratic in logits, and the mean of the runs fitted. Left of the mean is better "
+             "than knowing nothing.", "prediction"),
+        Part("table", "prediction", "The same in numbers; bias is predicted less observed."),
+    )),
+    Section("samples", "How many runs a law needs", (
+        Part("figure", "sample_size", "Mean squared errors of laws fitted to samples of the runs, "
+             "averaged over tasks, on the runs fitted and on the held-out best ones upstream; "
+             "bands hold 10 to 90 % of the samples.", "sample_size"),
+        Part("figure", "sample_size_by_task", "The same, task by task."),
+    )),
+    Section("controlled", "Scaling one thing at a time", (
+        Part("panels", "controlled", "Coloured: runs in series in which nothing else that is known "
+             "differs. If scale mattered only through upstream accuracy, the colours would mix "
+             "along one curve.", "controlled"),
+        Part("table", "controlled_tests", "Does the factor say anything of downstream accuracy "
+             "that upstream accuracy doesn't? “Slope” is accuracy a doubling of the factor, given "
+             "upstream accuracy; with many lines some p values are small by chance."),
+    )),
+    Section("families", "Whose runs make the hull", (
+        Part("figure", "hull_families", "The share of each architecture in the runs, and in the "
+             "length of the upper hull (each place counts for the nearest vertex).", "families"),
+    )),
+    Section("ranks", "How tasks rank the runs", (
+        Part("figure", "spearman", "Spearman's rank correlation between tasks, over the runs "
+             "measured on both.", "ranks"),
+        Part("figure", "spearman_upstream", "The same of each task with upstream accuracy; bars "
+             "are intervals."),
+        Part("panels", "overlay", "Orange: the runs on one task's upper hull, shown on every other "
+             "task.", "overlay"),
+        Part("figure", "peers", "Among runs of like upstream accuracy: for the best run on the task "
+             "of the row, the share of its peers that it beats on the task of the column.",
+             "peers"),
+    )),
+    Section("left-out", "What was left out", (
+        Part("table", "left_out", "Input that no fit or figure uses, and why."),
+    )),
+)
