@@ -1,21 +1,24 @@
-"""How often do the study's intervals hold a saturation value that is known?
+"""How often do the study's intervals hold parameters that are known?
 
-    .venv/bin/python tests/bench/coverage.py [--runs 24 50 200] [--sets 40] [--resamples 100]
+    python tests/bench/coverage.py [--runs 20 200 1000] [--sets 40] [--resamples 200] [--jobs 1]
 
-About 40 CPU seconds; prints the table in the docstring of `big_transfer.study.saturation`. Not a
+About 6 CPU minutes; prints the table in the docstring of `big_transfer.study.intervals`. Not a
 test: coverage is a property to know, with an error of its own, and tests/study holds a short form.
 
 Planted are five frontiers e_DS = k e_US^alpha + e_IR, `LAWS`, from nearly straight to one that
-saturates at once, and for each the runs of four designs, `DESIGNS`: the runs fall short of the
-frontier one-sidedly (what the hull is for) or scatter about it (what a fit to all points is for).
-A data set is drawn for each frontier, design and number of runs, `--sets` times over. Printed for
-each design and number of runs: the share of data sets whose nominal 90 % interval holds the
-planted 1 - e_IR, over all frontiers and for the worst one; the interval's median width; the
-median error of the estimate. The plain percentile bootstrap of the hull stands beside it.
+saturates at once, and for each the runs of five designs, `DESIGNS`: the runs fall short of the
+frontier one-sidedly (what the hull is for) or scatter about it (what a fit to all points is for);
+each without noise, and with normal noise of standard deviation 0.01 on both accuracies, whose size
+the study is told, or isn't. A data set is drawn for each frontier, design and number of runs,
+`--sets` times over. Printed for each design and number of runs: the share of data sets whose nominal
+90 % interval holds the planted k, alpha and e_IR, over all frontiers and (in brackets) for the worst
+one; and the median width of the interval of e_IR, which is that of the saturation value. The plain
+percentile bootstrap of the hull stands beside it.
 
 Shape legend: N runs, R resamples.
 """
 import argparse
+import concurrent.futures
 import math
 import time
 
@@ -24,9 +27,11 @@ import numpy as np
 from big_transfer.study import saturation
 
 LEVEL = 0.9
+NOISE = 0.01
 # k, alpha, e_IR: sprites-like, ImageNet-, CIFAR-100- and Pets-like, and one that hardly moves.
 LAWS = ((0.60, 1.6, 0.30), (0.80, 3.2, 0.12), (0.57, 3.8, 0.10), (0.87, 9.7, 0.04),
         (0.03, 9.0, 0.11))
+NAMES = ("k", "alpha", "e_IR")
 
 
 def frontier(law, us_N):
@@ -42,10 +47,9 @@ def exponential(rng, law, n):
 
 
 def half_normal(rng, law, n):
-  """Half-normal shortfalls (0.06) and noise (0.01) on both accuracies; upstream 0.1 to 0.75."""
+  """Half-normal shortfalls (0.06); upstream uniform, 0.1 to 0.75."""
   us_N = rng.uniform(0.1, 0.75, n)
-  ds_N = frontier(law, us_N) - np.abs(rng.normal(0.0, 0.06, n))
-  return us_N + rng.normal(0.0, 0.01, n), ds_N + rng.normal(0.0, 0.01, n)
+  return us_N, frontier(law, us_N) - np.abs(rng.normal(0.0, 0.06, n))
 
 
 def lumped(rng, law, n):
@@ -54,82 +58,110 @@ def lumped(rng, law, n):
   return us_N, frontier(law, us_N) - rng.exponential(0.06, n)
 
 
-def scatter(rng, law, n):
-  """Normal scatter of 0.03 about the curve, as a fit to all points assumes; 0.1 to 0.9."""
+def few_near(rng, law, n):
+  """Gamma shortfalls (shape 2, mean 0.06): ever fewer runs near the frontier; 0.1 to 0.9."""
   us_N = rng.uniform(0.1, 0.9, n)
-  return us_N, frontier(law, us_N) + rng.normal(0.0, 0.03, n)
+  return us_N, frontier(law, us_N) - rng.gamma(2.0, 0.03, n)
 
 
-DESIGNS = (("hull", exponential), ("hull", half_normal), ("hull", lumped), ("all", scatter))
+def scatter(rng, law, n):
+  """Normal scatter about the curve, of 0.06 sqrt(a (1 - a)) at accuracy a; upstream 0.1 to 0.9."""
+  us_N = rng.uniform(0.1, 0.9, n)
+  curve_N = frontier(law, us_N)
+  return us_N, curve_N + 0.06 * np.sqrt(curve_N * (1.0 - curve_N)) * rng.normal(size=n)
 
 
-def subsampled(kind, us_N, ds_N, resamples):
-  """(low, value, high) as the study states it."""
-  found = saturation.interval(kind, us_N, ds_N, level=LEVEL, resamples=resamples)
-  return found.low, found.value, found.high
+DESIGNS = (("hull", exponential), ("hull", half_normal), ("hull", lumped), ("hull", few_near),
+           ("all", scatter))
 
 
-def bootstrapped(kind, us_N, ds_N, resamples):
-  """(low, value, high) by the plain percentile bootstrap: runs drawn with replacement.
+def drawn(design, law, n, noise, seed):
+  """(us_N, ds_N) of one data set."""
+  rng = np.random.default_rng(seed)
+  us_N, ds_N = design(rng, law, n)
+  return (np.clip(us_N + noise * rng.normal(size=n), 0.0, 1.0),
+          np.clip(ds_N + noise * rng.normal(size=n), 0.0, 1.0))
+
+
+def subsampled(kind, us_N, ds_N, noise, resamples):
+  """name -> (low, high) as the study states it; told the noise."""
+  errors_N = np.full(us_N.size, noise if noise else np.nan)
+  return saturation.interval(kind, us_N, ds_N, us_error_N=errors_N, ds_error_N=errors_N,
+                             level=LEVEL, resamples=resamples).ends
+
+
+def untold(kind, us_N, ds_N, noise, resamples):
+  """The same, where the noise isn't known to the study."""
+  del noise
+  return saturation.interval(kind, us_N, ds_N, level=LEVEL, resamples=resamples).ends
+
+
+def bootstrapped(kind, us_N, ds_N, noise, resamples):
+  """The same by the plain percentile bootstrap: runs drawn with replacement.
 
   A run drawn twice is one point of a hull, so a mask of the runs drawn says it all.
   """
-  rng = np.random.default_rng(0)
-  drawn_RN = rng.integers(us_N.size, size=(resamples, us_N.size))
+  del noise
+  drawn_RN = np.random.default_rng(0).integers(us_N.size, size=(resamples, us_N.size))
   mask_RN = np.zeros((resamples, us_N.size), bool)
   np.put_along_axis(mask_RN, drawn_RN, True, 1)
-  values_R = 1.0 - saturation.fit_points(kind, us_N, ds_N, mask_RN, steps=8).params[:, 2]
-  low, high = np.quantile(values_R, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
-  return low, 1.0 - saturation.fit_points(kind, us_N, ds_N).params[0, 2], high
+  params_R3 = saturation.fit_points(kind, us_N, ds_N, mask_RN, steps=10, grid=41).params
+  low_3, high_3 = np.quantile(params_R3, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0], axis=0)
+  return dict(zip(NAMES, zip(low_3, high_3)))
 
 
-def measure(method, kind, draw, n, *, sets, resamples, seed):
-  """Coverage, coverage of the worst law, median width and median error of one line."""
-  covered, widths, errors = [], [], []
+def measure(method, kind, design, n, noise, *, sets, resamples, seed):
+  """Coverage (3,) of k, alpha and e_IR, of the worst law (3,), and median width for e_IR."""
+  covered, widths = [], []
   for index, law in enumerate(LAWS):
-    rng = np.random.default_rng((seed, n, index))
-    truth, hits = 1.0 - law[2], []
-    for _ in range(sets):
-      us_N, ds_N = (np.clip(values, 0.0, 1.0) for values in draw(rng, law, n))
-      low, value, high = method(kind, us_N, ds_N, resamples)
-      hits.append(low <= truth <= high)
-      widths.append(high - low)
-      errors.append(value - truth)
-    covered.append(np.mean(hits))
-  return np.mean(covered), min(covered), np.median(widths), np.median(errors)
+    hits = []
+    for number in range(sets):
+      us_N, ds_N = drawn(design, law, n, noise, (seed, n, index, number))
+      ends = method(kind, us_N, ds_N, noise, resamples)
+      hits.append([ends[name][0] <= truth <= ends[name][1] for name, truth in zip(NAMES, law)])
+      widths.append(ends["e_IR"][1] - ends["e_IR"][0])
+    covered.append(np.mean(hits, 0))
+  return np.mean(covered, 0), np.min(covered, 0), float(np.median(widths))
+
+
+def _lines():
+  lines = [(f"{kind}, {design.__name__}" + (", noise" if noise else ""), subsampled, kind, design,
+            noise) for kind, design in DESIGNS for noise in (0.0, NOISE)]
+  lines.append(("the same, noise not told", untold, "hull", half_normal, NOISE))
+  return lines + [("bootstrap, exponential", bootstrapped, "hull", exponential, 0.0)]
 
 
 def main():
   """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--runs", type=int, nargs="+", default=[24, 50, 200],
-                      help="runs of a data set (default: 24 50 200)")
+  parser.add_argument("--runs", type=int, nargs="+", default=[20, 200, 1000],
+                      help="runs of a data set (default: 20 200 1000)")
   parser.add_argument("--sets", type=int, default=40, help="data sets a frontier (default: 40)")
-  parser.add_argument("--resamples", type=int, default=100, help="of a set (default: 100)")
+  parser.add_argument("--resamples", type=int, default=200, help="of a set (default: 200)")
+  parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
-  if flags.sets < 1 or flags.resamples < 20 or min(flags.runs) < saturation.MIN_RUNS:
-    parser.error("expected --sets of at least 1, --resamples of at least 20 and --runs of at least "
-                 f"{saturation.MIN_RUNS}, got {flags.sets}, {flags.resamples} and {flags.runs}")
-  start = time.process_time()
+  if (min(flags.sets, flags.jobs) < 1 or flags.resamples < 20
+      or min(flags.runs) < saturation.MIN_RUNS):
+    parser.error("expected --sets and --jobs of at least 1, --resamples of at least 20 and --runs of "
+                 f"at least {saturation.MIN_RUNS}, got {flags.sets}, {flags.jobs}, "
+                 f"{flags.resamples} and {flags.runs}")
+  start = time.monotonic()
   errors = [100.0 * math.sqrt(LEVEL * (1.0 - LEVEL) / n) for n in (flags.sets * len(LAWS),
                                                                   flags.sets)]
-  print(f"nominal {100 * LEVEL:.0f} %: covered (worst law) | median width | median error\n"
-        f"{len(LAWS)} laws x {flags.sets} sets a number; one standard error at the nominal "
-        f"coverage is {errors[0]:.1f} points (worst law: {errors[1]:.1f})")
-  print(f"{'runs':28s}" + "".join(f"{n:>27d}" for n in flags.runs))
-  lines = [(kind, draw, subsampled, "") for kind, draw in DESIGNS]
-  lines += [("hull", draw, bootstrapped, ", bootstrap") for draw in (exponential, half_normal)]
-  for kind, draw, method, words in lines:
-    cells = []
-    for n in flags.runs:
-      covered, worst, width, error = measure(method, kind, draw, n, sets=flags.sets,
-                                             resamples=flags.resamples, seed=flags.seed)
-      cells.append(f"{100 * covered:4.0f} % ({100 * worst:3.0f} %) {width:5.3f} {error:+6.3f}")
-    name = f"{kind}, {draw.__name__}{words}".replace("_", "-")
-    print(f"{name:28s}" + "".join(f"{cell:>27s}" for cell in cells), flush=True)
-  print(f"CPU seconds: {time.process_time() - start:.0f}")
+  print(f"nominal {100 * LEVEL:.0f} %; {len(LAWS)} laws x {flags.sets} sets a number: one standard "
+        f"error at the nominal\ncoverage is {errors[0]:.1f} points (worst law: {errors[1]:.1f})\n"
+        f"{'':32s}{'runs':>6s}{'k':>11s}{'alpha':>11s}{'e_IR':>11s}{'width':>8s}")
+  with concurrent.futures.ProcessPoolExecutor(flags.jobs) as pool:
+    found = [(name, n, pool.submit(measure, method, kind, design, n, noise, sets=flags.sets,
+                                   resamples=flags.resamples, seed=flags.seed))
+             for name, method, kind, design, noise in _lines() for n in flags.runs]
+    for name, n, future in found:
+      covered, worst, width = future.result()
+      shares = "".join(f"{f'{100 * c:.0f} ({100 * w:3.0f})':>11s}" for c, w in zip(covered, worst))
+      print(f"{name.replace('_', '-'):32s}{n:6d}{shares}{width:8.3f}", flush=True)
+  print(f"{time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":
