@@ -1,21 +1,36 @@
-"""Fits the laws over finished runs and shows them.
+"""Fits the laws over finished runs, or over any table of results, and shows them.
 
     python -m big_transfer.study --runs 'DIR/*' --out DIR
+    python -m big_transfer.study --table FILE.csv --out DIR \\
+        --columns us=top1,ds=accuracy,task=dataset,model=model,params=size:M,upstream:=imagenet
 
 Writes to --out:
 
-    rows.parquet               one line a measured value, its run's identity beside it
-    points.parquet, .csv       one line a run, task and number of shots: both accuracies
+    rows.parquet               of run folders: a line a measured value, its run's identity beside it
+    points.parquet, .csv       a line a run, task and number of shots: both accuracies
     fits.parquet, .csv         two lines a task and number of shots: the law and its saturation
-    figures/*.png, *.svg       downstream against upstream accuracy, by task and all together
+    NAME.parquet, .csv         what else was found: predictions of the runs held out, effects of
+                               shots, controlled scaling, rank correlations, what was left out, ...
+    figures/*.png, *.svg       the overview and one figure a task; with --figures all all of them
     report.html                all of it on one page that works offline
+
+--columns says what is in which column, as role=COLUMN with commas between: us and ds (accuracies
+upstream and downstream), task, model, family, params, flops, upstream, fraction, examples, epochs,
+lr, shots, variant, setting, step, seed, us_error, ds_error, ds_seeds, test_examples, run.
+    role:=VALUE             one value for every row
+    us=COLUMN:error         errors, not accuracies; `:percent` or `:fraction` says the scale
+    ds=A:pets|B:cars@25     several columns, each a task: its name, and shots a class after an @
+    params=COLUMN:M         in thousands K, millions M, billions B
+    family=COLUMN:/REGEX/   the part of a text that matches
 """
 import argparse
+import collections
 import dataclasses
 import pathlib
-import re
 import sys
 import warnings
+
+FORMATS = "png,svg"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,31 +39,39 @@ class Study:
 
   Attributes:
     report: path of report.html.
-    points: dicts with `table.POINT_COLUMNS`.
-    fits: dicts with `saturation.FIT_COLUMNS`.
+    points: `table.Points`.
+    tables: {name: dicts or an Arrow table}, with the columns of `analysis.TABLES`.
     summary: dicts, one a cell: what the printed table shows.
-    census: what was found where the runs were looked for, a `table.Census`.
+    census: what was found where it was looked for, a `gather.Census`.
   """
   report: pathlib.Path
-  points: list
-  fits: list
+  points: object
+  tables: dict
   summary: list
   census: object
 
 
-def study(runs, out, *, steps="last", l2=1024.0, shots=None, level=0.9, resamples=200,
-          figures=True):
-  """Reads finished runs, fits the laws, writes tables, figures and the report.
+def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="accuracy",
+          steps="last", l2=1024.0, shots=None, level=0.9, resamples=200, held_out=0.25, skip=(),
+          reference=None, figures="main", formats=FORMATS, progress=False):
+  """Reads runs or tables of results, fits the laws, writes tables, figures and the report.
 
   Args:
-    runs: a glob of run folders, or several.
+    runs: a glob of run folders, or several; None where there are only tables.
     out: the folder to write to; made if missing.
+    tables: files of results, see `external.read`, as are `columns`, `join`, `scale`, `values`.
     steps: "last": a point is a run's last evaluation; "all": every evaluation is one.
-    l2: ridge strength of the probes that count.
+    l2: ridge strength of the probes that count, in run folders.
     shots: shots a class of the overview, and the report's first choice; None: the most probed.
     level: nominal coverage of the intervals.
-    resamples: subsamples for an interval.
-    figures: whether to write figures/; the report has its own in any case.
+    resamples: subsamples for an interval of a fit.
+    held_out: share of the runs, those highest upstream, that predictions are tested on.
+    skip: analyses to leave out, of `analysis.OPTIONAL`.
+    reference: "paper" draws the published laws of tasks of the same name beside; None: none.
+    figures: "main" (the overview and one a task), "all" or None: which to write to figures/; the
+      report draws them all in any case.
+    formats: of the figures' files, with commas between: png, svg, pdf.
+    progress: whether to say on stderr what takes its time.
 
   Returns:
     A `Study`.
@@ -56,29 +79,73 @@ def study(runs, out, *, steps="last", l2=1024.0, shots=None, level=0.9, resample
   Raises:
     ValueError: nothing to study, damaged files, or an argument out of range.
   """
-  from big_transfer.study import report, saturation, table
+  from big_transfer.study import analysis, report, saturation
   out = pathlib.Path(out).expanduser()
   if out.exists() and not out.is_dir():
     raise ValueError(f"--out: expected a folder, but {out} is a file; name another")
+  formats = _checked(formats, figures)
   out.mkdir(parents=True, exist_ok=True)
-  rows = out / "rows.parquet"
-  census = table.gather([runs] if isinstance(runs, str) else list(map(str, runs)), rows)
-  points = table.as_records(table.points(rows, steps=steps, l2=l2))
+  said = analysis.Progress(progress)
+  points, left_out, census = _read(runs, out, tables, columns, join, scale, values, steps, l2)
+  said.large = len(points) > 50_000
   shots = _shown_shots(points, shots)
-  fits = saturation.fits(points, level=level, resamples=resamples)
-  table.write(out / "points", points, table.POINT_COLUMNS)
-  table.write(out / "fits", fits, saturation.FIT_COLUMNS)
+  found = analysis.analyse(points, level=level, resamples=resamples, held_out=held_out, skip=skip,
+                           progress=said)
+  found["left_out"] = left_out + analysis.without_fit(found["fits"])
+  with said("tables"):
+    paths = analysis.write(out, points, found)
   if figures:
-    _write_figures(out / "figures", points, fits, shots)
-  sources = {"table of rows": str(rows), "table of points": str(out / "points.parquet"),
-             "table of fits": str(out / "fits.parquet")}
-  page = report.write(out / "report.html", points, fits, census, shots=shots, sources=sources)
-  return Study(page, points, fits, saturation.summary(points, fits), census)
+    with said("figures"):
+      _write_figures(out / "figures", points, found, shots, figures, formats, reference)
+  sources = {f"table of {name.replace('_', ' ')}": str(path) for name, path in paths.items()}
+  if runs:
+    sources = {"table of rows": str(out / "rows.parquet")} | sources
+  with said("report"):
+    page = report.write(out / "report.html", points, found, census, shots=shots, sources=sources,
+                        reference=reference)
+  return Study(page, points, found, saturation.summary(points, found["fits"]), census)
+
+
+def _checked(formats, figures):
+  """The formats as a tuple; raises at what would else be found out after the fits."""
+  from big_transfer.study import figures as drawing
+  formats = tuple(formats.split(",")) if isinstance(formats, str) else tuple(formats)
+  for flag, given, known in (("formats", formats, drawing.FORMATS),
+                             ("figures", [figures] if figures else [], drawing.CHOICES)):
+    unknown = [name for name in given if name not in known]
+    if unknown:
+      raise ValueError(f"--{flag}: expected one of {', '.join(known)}, got {unknown[0]!r}")
+  return formats
+
+
+def _read(runs, out, tables, columns, join, scale, values, steps, l2):
+  """(points, what was left out, census) of run folders, of tables, or of both."""
+  from big_transfer.study import external, gather, table
+  parts, left_out, census = [], [], None
+  if runs:
+    rows = out / "rows.parquet"
+    census = gather.gather([runs] if isinstance(runs, str) else list(map(str, runs)), rows)
+    parts.append(table.points(rows, steps=steps, l2=l2))
+    left_out += [{"source": ", ".join(census.patterns), "task": None, "points": number,
+                  "reason": reason} for reason, number in sorted(census.left_out.items())]
+  if tables:
+    if not columns:
+      raise ValueError("--columns: expected what is in which column of --table, such as "
+                       "us=top1,ds=accuracy,task=dataset,model=model; add it")
+    read = external.read(tables, columns, join=join, scale=scale, values=values, steps=steps)
+    parts.append(read.points)
+    left_out += read.left_out
+    census = read.census if census is None else census.and_of(read.census)
+  elif columns or join:
+    raise ValueError("--columns and --join: they say how to read --table; add it")
+  if not parts:
+    raise ValueError("--runs: expected run folders, or a table of results (--table); got neither")
+  return table.together(parts), left_out, census
 
 
 def _shown_shots(points, shots):
   """The number of shots to show first."""
-  known = sorted({point["shots"] for point in points if point["shots"] is not None})
+  known = sorted({cell.shots for cell in points.cells if cell.shots is not None})
   if shots is None:
     return max(known, default=None)
   if shots not in known:
@@ -87,70 +154,102 @@ def _shown_shots(points, shots):
   return shots
 
 
-def _write_figures(folder, points, fits, shots):
-  from big_transfer.study import figures, saturation
-  figures.save(figures.overview(points, fits, shots), folder / "overview")
-  by_task = {}
-  for cell, members in saturation.cells(points).items():
-    by_task.setdefault(cell[:4], []).extend(members)
-  several = len({cell[0] for cell in by_task}) > 1
-  for (upstream, *rest), members in by_task.items():
-    words = ([upstream] if several else []) + [part for part in rest if part != "fewshot"]
-    name = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join(str(word) for word in words if word))
-    figures.save(figures.task_figure(members, fits), folder / (name or "task"))
+def _write_figures(folder, points, tables, shots, which, formats, reference):
+  from big_transfer.study import figures
+  taken = set()
+  for name, spec in figures.catalogue(points, tables, shots=shots, which=which,
+                                       reference=reference):
+    while name.lower() in taken:  # a task may be called like a figure, or almost like another
+      name += "_"
+    taken.add(name.lower())
+    figures.save(spec, folder / name, formats)
 
 
-def _printed(summary):
-  """The table of the terminal, as text."""
-  lines = [("task", "shots", "runs", "upstream", "best", "Spearman within", "saturation (hull)")]
-  for cell in summary:
-    ranks = " ".join(f"{name} {value:+.2f}" for name, value in cell["spearman"].items())
-    lines.append((cell["name"], "" if cell["shots"] is None else str(cell["shots"]),
-                  str(cell["runs"]), f"{cell['us_low']:.2f}–{cell['us_high']:.2f}",
-                  f"{cell['ds_best']:.3f}", ranks or "–", cell["saturation"]))
+_MOST_LINES = 40  # of the terminal's table
+_MOST_FAMILIES = 3
+
+
+def _printed(study):
+  """The table of the terminal, as text: a line a cell."""
+  families = collections.Counter(name or "unknown" for name in study.points.of_runs("family"))
+  predicted = {(line["upstream"], line["task"], line["variant"], line["setting"], line["shots"]):
+               line["prediction_rmse"] for line in study.tables.get("prediction", ())
+               if line["fit"] == "hull" and line["method"] == "saturating"}
+  several = len({cell.upstream for cell in study.points.cells}) > 1
+  lines = [("task", "shots", "runs", "upstream", "best", "Spearman within", "held out, rms",
+            "saturation (hull)")]
+  for view, cell in zip(study.points.cells, study.summary[:_MOST_LINES]):
+    ranks = sorted(cell["spearman"], key=lambda name: (-families[name], name))
+    words = " ".join(f"{name} {cell['spearman'][name]:+.2f}" for name in ranks[:_MOST_FAMILIES])
+    lines.append((cell["name"] + (f" after {view.upstream}" if several else ""),
+                  "" if view.shots is None else str(view.shots), str(cell["runs"]),
+                  f"{cell['us_low']:.2f}–{cell['us_high']:.2f}", f"{cell['ds_best']:.3f}",
+                  (words + (" …" if len(ranks) > _MOST_FAMILIES else "")) or "–",
+                  "–" if predicted.get(view) is None else f"{predicted[view]:.4f}",
+                  cell["saturation"]))
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-  return "\n".join("  ".join(word.ljust(width) if i in (0, 5, 6) else word.rjust(width)
-                             for i, (word, width) in enumerate(zip(line, widths))).rstrip()
-                   for line in lines)
+  more = len(study.summary) - _MOST_LINES
+  return "\n".join(["  ".join(word.ljust(width) if i in (0, 5, 7) else word.rjust(width)
+                              for i, (word, width) in enumerate(zip(line, widths))).rstrip()
+                    for line in lines]
+                   + ([f"and {more} more in fits.csv"] if more > 0 else []))
 
 
 def _parser():
   parser = argparse.ArgumentParser(
       prog="python -m big_transfer.study", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--runs", action="append", nargs="+", required=True, metavar="GLOB",
-                      help="run folders, as a quoted glob; several are allowed")
-  parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
-  parser.add_argument("--steps", default="last", choices=("last", "all"),
-                      help="a point is a run's last evaluation, or every one (default: last)")
-  parser.add_argument("--l2", type=float, default=1024.0,
-                      help="ridge strength of the probes that count (default: 1024)")
-  parser.add_argument("--shots", type=int, help="shots of the overview (default: the most)")
-  parser.add_argument("--level", type=float, default=0.9,
-                      help="nominal coverage of the intervals (default: 0.9)")
-  parser.add_argument("--resamples", type=int, default=200,
-                      help="subsamples for an interval (default: 200)")
-  parser.add_argument("--no-figures", dest="figures", action="store_false",
-                      help="write no PNG and SVG files")
+  add = parser.add_argument
+  add("--runs", action="extend", nargs="+", metavar="GLOB",
+      help="run folders, as a quoted glob; several are allowed")
+  add("--table", action="extend", nargs="+", metavar="FILE", dest="tables",
+      help="tables of results: CSV, TSV, Parquet or JSONL; several are joined, or stacked")
+  add("--columns", action="extend", nargs="+", metavar="ROLE=COLUMN,...", default=[],
+      help="what is in which column of the tables, see above")
+  add("--join", metavar="COLUMN,...", default="", help="columns that the tables are joined on")
+  add("--scale", default="auto", help="of the tables' accuracies: auto, percent or fraction; auto "
+      "is percent where a column's name, a value or a value above 1 says so (default: auto)")
+  add("--values", default="accuracy",
+      help="what the tables' accuracies are: accuracy or error (default: accuracy)")
+  add("--out", required=True, metavar="DIR", help="folder to write to")
+  add("--steps", default="last", choices=("last", "all"),
+      help="a point is a run's last evaluation, or every one (default: last)")
+  add("--l2", type=float, default=1024.0,
+      help="ridge strength of the probes that count, in run folders (default: 1024)")
+  add("--shots", type=int, help="shots of the overview (default: the most)")
+  add("--level", type=float, default=0.9, help="nominal coverage of the intervals (default: 0.9)")
+  add("--resamples", type=int, default=200, help="subsamples for an interval (default: 200)")
+  add("--held-out", type=float, default=0.25, metavar="SHARE", help="share of the runs, those "
+      "highest upstream, that predictions are tested on (default: 0.25)")
+  add("--skip", action="extend", nargs="+", default=[], metavar="ANALYSIS",
+      help="leave out: robust, prediction, sample-size, controlled, ranks")
+  add("--reference", choices=("paper",),
+      help="draw the published laws beside tasks of the same name")
+  add("--figures", default="main", choices=("main", "all"), help="the overview and one a task, or "
+      "all that the report has (default: main)")
+  add("--no-figures", dest="figures", action="store_const", const=None,
+      help="write no figures but those of the report")
+  add("--formats", default=FORMATS, help=f"of the figures: png, svg, pdf (default: {FORMATS})")
   return parser
 
 
 def main(argv=None):
   """The command; returns its exit status."""
   flags = vars(_parser().parse_args(argv))
-  flags["runs"] = [pattern for group in flags["runs"] for pattern in group]
+  flags["join"] = tuple(key.strip() for key in flags["join"].split(",") if key.strip())
   try:
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter("always")
-      found = study(flags.pop("runs"), flags.pop("out"), **flags)
+      found = study(flags.pop("runs"), flags.pop("out"), progress=True, **flags)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  for warning in caught:
-    print(f"warning: {warning.message}", file=sys.stderr)
-  print(_printed(found.summary))
+  said = dict.fromkeys([*(str(warning.message) for warning in caught), *found.census.warnings])
+  for warning in said:
+    print(f"warning: {warning}", file=sys.stderr)
+  print(_printed(found))
   left_out = ", ".join(f"{n} {why}" for why, n in sorted(found.census.left_out.items()))
-  print(f"\nfinished runs: {found.census.finished}; left out: {left_out or 'none'}")
+  print(f"\nruns: {found.census.finished}; left out: {left_out or 'none'}")
   print(f"report: {found.report}")
   return 0
 

@@ -1,19 +1,18 @@
-"""The command as a user runs it, and what it leaves behind."""
-import json
+"""The command as a user runs it, on run folders and on tables, and what it leaves behind."""
+import pathlib
 import re
 import subprocess
 import sys
 
-import altair
 import planted
+import pyarrow as pa
 import pytest
-import vl_convert
 from pyarrow import parquet
 
 from big_transfer.study import __main__ as command
-from big_transfer.study import figures, report, saturation, table
+from big_transfer.study import analysis, external, table
 
-NASTY = '</script><script>alert("x")</script>'
+TIMM = pathlib.Path(__file__).parents[3] / "shared/data/laws/timm"
 
 
 @pytest.fixture(scope="module")
@@ -21,138 +20,82 @@ def found(tmp_path_factory):
   root = tmp_path_factory.mktemp("study")
   planted.write_runs(root / "runs", 15)
   planted.write_run(root / "runs", 90, 0.5, [], status="running")
-  odd = json.loads((root / "runs/run_0003/run.json").read_text())
-  odd["name"] = odd["model"]["label"] = NASTY
-  (root / "runs/run_0003/run.json").write_text(json.dumps(odd))
-  return command.study(f"{root}/runs/*", root / "out", resamples=20, figures=False), root / "out"
+  return command.study(f"{root}/runs/*", root / "out", resamples=20, figures=None), root / "out"
+
+
+def _csv(path, runs=14):
+  """A wide table in percent: a planted law, and a task with a value out of range."""
+  lines = ["model,size,imagenet,pets,cars"]
+  for run in range(runs):
+    us = 0.2 + 0.7 * run / runs
+    pets = 1 - 0.8 * (1 - us) ** 2 - 0.1
+    lines.append(f"m{run},{run + 1},{100 * us},{100 * pets},{999 if run == 3 else 50}")
+  path.write_text("\n".join(lines) + "\n")
+  return path
+
+
+COLUMNS = "us=imagenet,ds=pets|cars,model=model,params=size:M,upstream:=ImageNet"
 
 
 def test_tables_are_written_as_documented(found):
   study, out = found
-  for name, lines, columns in (("points", study.points, table.POINT_COLUMNS),
-                               ("fits", study.fits, saturation.FIT_COLUMNS)):
+  assert study.tables.keys() == analysis.TABLES.keys()
+  for name, columns in analysis.TABLES.items():
     stored = parquet.read_table(out / f"{name}.parquet")
-    assert stored.column_names == list(columns) and stored.to_pylist() == lines
-    assert len((out / f"{name}.csv").read_text().splitlines()) == len(lines) + 1
-  assert len(study.fits) == 2 * 6 and len(study.summary) == 6
+    assert stored.column_names == list(columns), name
+    lines = study.tables[name]
+    if isinstance(lines, pa.Table):
+      assert stored.equals(lines), name
+    else:
+      assert stored.to_pylist() == [dict.fromkeys(columns) | line for line in lines], name
+      assert len((out / f"{name}.csv").read_text().splitlines()) == len(lines) + 1, name
+  assert parquet.read_table(out / "points.parquet").equals(study.points.table())
+  assert len(study.tables["fits"]) == 2 * 6 and len(study.summary) == 6
   assert study.summary[0]["spearman"].keys() == {"vit", "mixer", "resnet"}
   assert study.census.left_out == {"running": 1}
+  assert study.tables["left_out"] == [{"source": str(out.parent / "runs/*"), "task": None,
+                                       "points": 1, "reason": "running"}]
 
 
-def _page_data(page):
-  return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page,
-                              re.DOTALL).group(1))
-
-
-def test_report_holds_every_point_once_and_asks_the_network_for_nothing(found):
-  study, _ = found
-  page = study.report.read_text()
-  assert 300_000 < len(page) < 3_000_000
-  # The library is searched as little as its own strings allow: nothing there runs by itself.
-  own = page.replace(vl_convert.javascript_bundle().replace("</script", "<\\/script"), "")
-  assert len(own) < len(page) / 2
-  assert not re.search(r'https?://|(src|href)="(?!data:)|@import|fetch\(', own)
-  assert own.count("<script") == 3
-  data = _page_data(page)
-  shown = {(data["runs"][row[0]]["run_id"], panel["title"], shots, row[1], row[2])
-           for panel in data["panels"] for shots, cell in panel["cells"].items()
-           for row in cell["points"]}
-  assert shown == {(p["run_id"], p["task"].replace("_", " "), figures.shots_name(p["shots"]),
-                    round(p["us_accuracy"], 5), round(p["ds_accuracy"], 5))
-                   for p in study.points}
-  assert len(data["runs"]) == 15
-
-
-def test_report_escapes_what_runs_call_themselves(found):
-  page = found[0].report.read_text()
-  assert NASTY not in page
-  assert {run["run"] for run in _page_data(page)["runs"]} >= {NASTY}
-  assert "&lt;/script&gt;" in page
-
-
-def test_a_drawn_law_is_the_fitted_one_and_ends_in_the_saturation_value(found):
-  study, _ = found
-  cell, points = next(iter(saturation.cells(study.points).items()))
-  fits = [fit for fit in study.fits if fit["task"] == cell[1] and fit["shots"] == cell[4]]
-  drawn = figures.panel_data(points, fits)
-  curve = [line for line in drawn["lines"] if line["line"] == figures.HULL_FIT]
-  assert curve[-1]["us"] == 1.0
-  assert curve[-1]["ds"] == pytest.approx(fits[0]["saturation"], abs=1e-4)
-  on_hull = [line for line in drawn["lines"] if line["line"] == figures.HULL]
-  assert len(on_hull) == fits[0]["hull_vertices"]
-
-
-def test_figures_are_drawn_from_the_tables_alone(found, tmp_path):
-  study, _ = found
-  points = [dict(point) for point in study.points]
-  next(point for point in points if point["shots"] == 10)["family"] = "unheard_of"
-  png, svg = figures.save(figures.overview(points, study.fits, 10), tmp_path / "f/overview")
-  assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 50_000
-  drawing = svg.read_text()
-  assert all(words in drawing for words in ("sprites count", "ViT", "unheard_of", "upper hull"))
-  altair.Chart.from_dict(figures.overview(points, study.fits, 10), validate=True)
-  task = figures.task_figure([p for p in study.points if p["task"] == "digits"], study.fits)
-  assert len(task["concat"]) == 2
-  with pytest.raises(ValueError, match="with 3 shots"):
-    figures.overview(study.points, study.fits, 3)
-
-
-def test_axes_span_a_tenth_at_least_and_stay_within_accuracies(found):
-  one = [point for point in found[0].points if point["task"] == "digits"][:1]
-  for us, ds in ((0.5, 0.3), (0.0, 1.0), (0.99, 0.02)):
-    (low, high) = figures.panel_data([one[0] | {"us_accuracy": us, "ds_accuracy": ds}], [])["frame"]
-    for name, value in (("us", us), ("ds", ds)):
-      assert high[name] - low[name] == pytest.approx(0.1)
-      assert 0.0 <= low[name] <= value + 1e-12 and value - 1e-12 <= high[name] <= 1.0
-
-
-def test_a_hull_that_hardly_moves_is_called_flat():
-  fit = {"fit": "hull", "status": "ok", "saturation": 0.2, "saturation_low": 0.19,
-         "saturation_high": 0.21, "hull_rise": 0.029}
-  assert figures.verdict([fit]) == "flat at 20 % [19–21]"
-  assert figures.verdict([fit | {"hull_rise": 0.031}]) == "saturates at 20 % [19–21]"
+def test_no_value_of_a_table_is_nan(found):
+  for name, lines in found[0].tables.items():
+    for line in lines.to_pylist() if isinstance(lines, pa.Table) else lines:
+      assert all(value == value for value in line.values()), (name, line)
 
 
 def test_the_most_shots_are_shown_first(found):
-  assert command._shown_shots([{"shots": count} for count in (5, 25, None, 1)], None) == 25
-  assert "<option selected>10 shots</option>" in found[0].report.read_text()
-
-
-def test_the_page_has_one_legend(found):
-  data = _page_data(found[0].report.read_text())
-  assert all(channel.get("legend") is None for spec in data["specs"] for layer in spec["layer"]
-             for channel in layer["encoding"].values() if isinstance(channel, dict))
-  titles = {channel["legend"]["title"] for layer in data["legend"]["layer"]
-            for channel in layer["encoding"].values()
-            if isinstance(channel, dict) and channel.get("legend")}
-  assert titles == {"Lines", "Architecture", "Parameters"}
-
-
-def test_all_steps_are_marked_in_the_figure_and_the_page(found, tmp_path):
-  _, out = found
-  points = table.as_records(table.points(out / "rows.parquet", steps="all"))
-  spec = figures.overview(points, [], 10)
-  assert "(all evaluations)" in spec["title"]["text"]
-  census = table.Census(("x",), 15, {}, 1, ())
-  page = report.write(tmp_path / "r.html", points, [], census, shots=10, sources={}).read_text()
-  assert "every evaluation of the runs (--steps all)" in page
+  points = found[0].points
+  assert command._shown_shots(points, None) == 10 and command._shown_shots(points, 1) == 1
+  with pytest.raises(ValueError, match="--shots: .*1, 10; got 7"):
+    command._shown_shots(points, 7)
 
 
 def test_the_command_prints_a_table_and_its_mistakes_in_one_line(found, capsys, tmp_path):
   runs = f"{found[1].parent}/runs/*"
-  assert command.main(["--runs", runs, "--out", str(tmp_path / "o"), "--no-figures",
-                       "--resamples", "20"]) == 0
+  quick = ["--no-figures", "--resamples", "20", "--skip", *analysis.OPTIONAL]
+  assert command.main(["--runs", runs, "--out", str(tmp_path / "o"), *quick]) == 0
   printed = capsys.readouterr().out
   assert re.search(r"digits +10 +15 +0\.\d\d–0\.\d\d +0\.\d{3} +mixer \+", printed)
   assert "left out: 1 running" in printed and printed.rstrip().endswith("o/report.html")
+  assert not (tmp_path / "o/prediction.parquet").exists()
   (tmp_path / "file").write_text("")
-  for flags, words in [(["--runs", "/none/*", "--out", str(tmp_path / "o")], "nothing matches"),
-                       (["--runs", runs, "--out", str(tmp_path / "file")], "is a file"),
-                       (["--runs", runs, "--out", str(tmp_path / "o"), "--l2", "3"], "--l2"),
-                       (["--runs", runs, "--out", str(tmp_path / "o"), "--shots", "7"], "1, 10")]:
-    assert command.main(flags) == 1
-    complaint = capsys.readouterr().err
-    assert complaint.startswith("error: ") and words in complaint and complaint.count("\n") == 1
+  csv = str(_csv(tmp_path / "t.csv"))
+  for flags, words in [
+      (["--runs", "/none/*"], "nothing matches"),
+      (["--runs", runs, "--out", str(tmp_path / "file")], "is a file"),
+      (["--runs", runs, "--l2", "3"], "--l2"),
+      (["--runs", runs, "--shots", "7"], "1, 10"),
+      (["--runs", runs, "--skip", "rank"], "--skip"),
+      (["--runs", runs, "--formats", "png,gif"], "--formats"),
+      (["--runs", runs, "--resamples", "3"], "--resamples"),
+      (["--runs", runs, "--columns", "us=a"], "add it"),
+      (["--table", csv], "--columns: expected"),
+      (["--table", csv, "--columns", COLUMNS.replace("imagenet", "imagnet")],
+       "did you mean imagenet"),
+      ([], "got neither")]:
+    assert command.main(["--out", str(tmp_path / "o"), *flags]) == 1
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("error: ") and words in complaint
 
 
 def test_a_warning_of_the_tables_reaches_the_terminal_and_the_page(tmp_path, capsys):
@@ -162,9 +105,87 @@ def test_a_warning_of_the_tables_reaches_the_terminal_and_the_page(tmp_path, cap
   assert command.main(["--runs", f"{tmp_path}/runs/*", "--out", str(tmp_path / "o"),
                        "--no-figures"]) == 0
   captured = capsys.readouterr()
-  assert re.match(r"warning: .*run_0001/metrics\.jsonl: its last line is cut off", captured.err)
+  assert re.search(r"warning: .*run_0001/metrics\.jsonl: its last line is cut off", captured.err)
   assert "no fit" in captured.out
   assert "its last line is cut off" in (tmp_path / "o/report.html").read_text()
+  # Three runs are too few for any fit, and the table of what was left out says so of each task.
+  lines = parquet.read_table(tmp_path / "o/left_out.parquet").to_pylist()
+  assert {line["task"] for line in lines} == set(planted.TASKS)
+  assert all("no fit: 3 runs" in line["reason"] for line in lines)
+
+
+def test_a_table_of_results_is_studied_and_says_what_it_left_out(tmp_path, capsys):
+  csv = _csv(tmp_path / "t.csv")
+  assert command.main(["--table", str(csv), "--columns", COLUMNS, "--out", str(tmp_path / "o"),
+                       "--resamples", "40", "--formats", "svg"]) == 0
+  printed = capsys.readouterr().out
+  assert re.search(r"pets +14 +0\.20–0\.85 .*0\.9\d\d \[0\.", printed)
+  assert "left out: 14" in printed
+  fit, = [line for line in parquet.read_table(tmp_path / "o/fits.parquet").to_pylist()
+          if line["fit"] == "all"]
+  assert (fit["k"], fit["alpha"], fit["e_IR"]) == pytest.approx((0.8, 2.0, 0.1), abs=2e-3)
+  left, = parquet.read_table(tmp_path / "o/left_out.parquet").to_pylist()
+  assert left["task"] == "cars" and "t.csv:5: column cars" in left["reason"]
+  assert "t.csv:5" in (tmp_path / "o/report.html").read_text()
+  assert "<svg" in (tmp_path / "o/figures/overview.svg").read_text()
+  assert list((tmp_path / "o/figures").glob("*.png")) == []
+  assert not (tmp_path / "o/rows.parquet").exists()
+
+
+def test_runs_and_a_table_can_be_studied_side_by_side(found, tmp_path):
+  both = command.study(
+      f"{found[1].parent}/runs/*", tmp_path / "o", tables=[_csv(tmp_path / "t.csv")],
+      columns=COLUMNS.replace("|cars", ""), resamples=20, figures=None, skip=analysis.OPTIONAL)
+  alone = found[0]
+  assert len(both.points) == len(alone.points) + 14 and both.census.finished == 15 + 14
+  assert {cell.upstream for cell in both.points.cells} == {"fractals", "ImageNet"}
+  fits = {tuple(line[name] for name in (*table.CELL, "fit")): line["e_IR"]
+          for line in both.tables["fits"]}
+  for line in alone.tables["fits"]:
+    assert fits[tuple(line[name] for name in (*table.CELL, "fit"))] == line["e_IR"]
+  assert both.tables["left_out"][0]["reason"] == "running"
+
+
+def test_a_study_of_the_same_rows_is_the_same_study(found, tmp_path):
+  again = command.study(f"{found[1].parent}/runs/*", tmp_path / "o", resamples=20, figures=None)
+  for name, lines in found[0].tables.items():
+    other = again.tables[name]
+    assert lines.equals(other) if isinstance(lines, pa.Table) else lines == other, name
+
+
+def test_a_task_without_a_fit_at_some_shots_only_is_not_left_out():
+  line = {"upstream": "u", "task": "t", "fit": "hull", "points": 3, "status": "no fit",
+          "reason": "3 runs"}
+  assert analysis.without_fit([line, line | {"status": "ok"}]) == []
+  lost, = analysis.without_fit([line, line | {"fit": "all"}])
+  assert lost == {"source": "fits", "task": "t", "points": 3, "reason": "no fit: 3 runs"}
+  assert lost.keys() == external.LEFT_OUT_COLUMNS.keys()
+
+
+def test_figures_of_tasks_with_like_names_do_not_overwrite_each_other(tmp_path, monkeypatch):
+  from big_transfer.study import figures
+  monkeypatch.setattr(figures, "catalogue", lambda *_, **__: [("a", {}), ("A", {}), ("b", {})])
+  monkeypatch.setattr(figures, "save", lambda spec, stem, formats: stem.write_text(""))
+  command._write_figures(tmp_path, None, {}, None, "main", ("png",), None)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["A_", "a", "b"]
+
+
+def test_published_results_of_timm_give_fits_predictions_and_a_report(tmp_path):
+  if not TIMM.is_dir():
+    pytest.skip("the published table isn't beside the repository")
+  study = command.study(
+      None, tmp_path / "o", join=("model", "img_size"), figures=None, resamples=50,
+      tables=[TIMM / f"results-imagenet{end}.csv" for end in ("", "-a", "-real")],
+      columns="us=results-imagenet.top1,model=model,params=results-imagenet.param_count:M,"
+              "ds=results-imagenet-a.top1:ImageNet-A|results-imagenet-real.top1:ImageNet-ReaL,"
+              "upstream:=ImageNet,family=model:/^[a-z]+/",
+      skip=("robust", "sample-size", "controlled"))
+  assert [cell["runs"] for cell in study.summary] == [1555, 1556]
+  errors = {(line["task"], line["fit"], line["method"]): line["prediction_rmse"]
+            for line in study.tables["prediction"]}
+  assert len(errors) == 2 * 2 * 5
+  assert errors["ImageNet-ReaL", "all", "saturating"] < errors["ImageNet-ReaL", "all", "mean"] / 3
+  assert study.report.stat().st_size < 5_000_000
 
 
 def test_importing_the_command_loads_no_heavy_library():
@@ -176,7 +197,7 @@ def test_importing_the_command_loads_no_heavy_library():
 
 
 def test_the_room_imports_neither_jax_nor_other_rooms():
-  code = ("import sys; from big_transfer.study import figures, report, saturation, table; "
+  code = ("import sys; from big_transfer.study import analysis, figures, report; "
           "print([name for name in sys.modules if name == 'jax' or name.startswith("
           "('big_transfer.training', 'big_transfer.models', 'big_transfer.data', "
           "'big_transfer.evaluators'))])")

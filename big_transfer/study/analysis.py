@@ -1,0 +1,120 @@
+"""All that a study finds in its points: the order of the analyses, and the tables they make."""
+import contextlib
+import sys
+import time
+
+from big_transfer.study import (
+    controlled, external, families, protocols, ranks, robust, saturation, shots, table)
+
+TABLES = {
+    "fits": saturation.FIT_COLUMNS,
+    "hull_runs": families.RUN_COLUMNS,
+    "hull_families": families.FAMILY_COLUMNS,
+    "robust": robust.ROBUST_COLUMNS,
+    "robust_curves": robust.CURVE_COLUMNS,
+    "prediction": protocols.PREDICTION_COLUMNS,
+    "sample_size": protocols.SAMPLE_SIZE_COLUMNS,
+    "shots": shots.SHOT_COLUMNS,
+    "controlled": controlled.CONTROLLED_COLUMNS,
+    "controlled_tests": controlled.TEST_COLUMNS,
+    "spearman": ranks.SPEARMAN_COLUMNS,
+    "overlay": ranks.OVERLAY_COLUMNS,
+    "peers": ranks.PEERS_COLUMNS,
+    "left_out": external.LEFT_OUT_COLUMNS,
+}
+OPTIONAL = ("robust", "prediction", "sample-size", "controlled", "ranks")
+
+
+class Progress:
+  """Says on stderr what takes its time: a stage of a large study before it, else after a second."""
+
+  def __init__(self, say=True):
+    self.large = False
+    self._say = say
+
+  @contextlib.contextmanager
+  def __call__(self, stage):
+    start = time.monotonic()
+    if self._say and self.large:
+      print(f"{stage} …", end="", file=sys.stderr, flush=True)
+    yield
+    seconds = time.monotonic() - start
+    if self._say and (self.large or seconds >= 1.0):
+      print(f"{'' if self.large else stage + ':'} {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def analyse(points, *, level, resamples, held_out, skip, progress):
+  """The tables of a study.
+
+  Args:
+    points: `table.Points`.
+    level: nominal coverage of the intervals.
+    resamples: subsamples for an interval of a fit.
+    held_out: share of the runs, those highest upstream, that predictions are tested on.
+    skip: analyses of `OPTIONAL` to leave out.
+    progress: a `Progress`.
+
+  Returns:
+    {name: dicts, or an Arrow table} with the columns that `TABLES` documents; the tables of an
+    analysis that was skipped are absent.
+
+  Raises:
+    ValueError: an argument out of range.
+  """
+  unknown = sorted(set(skip) - set(OPTIONAL))
+  if unknown:
+    raise ValueError(f"--skip: expected some of {', '.join(OPTIONAL)}, got {unknown[0]!r}")
+  tables = {}
+  with progress(f"fits of {len(points.cells)} cells"):
+    tables["fits"] = saturation.fits(points, level=level, resamples=resamples)
+    tables["hull_runs"] = families.hull_runs(points)
+    tables["hull_families"] = families.hull_families(points)
+    tables["shots"] = shots.trends(tables["fits"])
+  if "robust" not in skip:
+    with progress("robust fits"):
+      tables["robust"], tables["robust_curves"] = robust.fits(points, level=level)
+  if "prediction" not in skip:
+    with progress("prediction of the runs held out"):
+      tables["prediction"] = protocols.prediction(points, held_out=held_out)
+  if "sample-size" not in skip:
+    with progress("sensitivity to the number of runs"):
+      tables["sample_size"] = protocols.sample_sizes(points, held_out=held_out)
+  if "controlled" not in skip:
+    with progress("controlled scaling"):
+      tables["controlled"] = controlled.series(points, tables["fits"])
+      tables["controlled_tests"] = controlled.tests(points, level=level)
+  if "ranks" not in skip:
+    with progress("ranks"):
+      tables["spearman"] = ranks.spearman(points, level=level)
+      tables["overlay"] = ranks.overlay(points)
+      tables["peers"] = ranks.peers(points)
+  return tables
+
+
+def without_fit(fits):
+  """Lines of the table of what was left out, for tasks after an upstream that have no fit at all.
+
+  Args:
+    fits: dicts with `saturation.FIT_COLUMNS`.
+
+  Returns:
+    Dicts with `external.LEFT_OUT_COLUMNS`.
+  """
+  by_task = {}
+  for fit in fits:
+    by_task.setdefault((fit["upstream"], fit["task"]), []).append(fit)
+  several = len({upstream for upstream, _ in by_task}) > 1
+  return [{"source": "fits", "task": task,
+           "points": sum(line["points"] for line in lines if line["fit"] == "hull"),
+           "reason": "no fit" + (f" after {upstream}" if several else "") + ": "
+                     + lines[0]["reason"]}
+          for (upstream, task), lines in by_task.items()
+          if all(line["status"] == "no fit" for line in lines)]
+
+
+def write(folder, points, tables):
+  """Writes `points` and the tables as FOLDER/NAME.parquet and .csv; returns {name: path}."""
+  table.write(folder / "points", points.table(), table.POINT_COLUMNS)
+  for name, lines in tables.items():
+    table.write(folder / name, lines, TABLES[name])
+  return {name: folder / f"{name}.parquet" for name in ("points", *tables)}
