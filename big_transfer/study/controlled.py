@@ -15,7 +15,7 @@ size (what follows the "/" in a model's label). Seeds may differ: they are chanc
 A user's table holds no overrides: there the runs of a series are equal in what the table tells of
 them, be it nothing, and may differ in anything else. The lines say so ('uncontrolled').
 
-Shape legend: U runs, N points of a cell, G groups, D columns of the nuisance.
+Shape legend: U runs, N points of a cell, S series.
 """
 import collections
 import json
@@ -23,9 +23,9 @@ import math
 
 import numpy as np
 import pyarrow as pa
-from scipy import interpolate, stats
+from scipy import stats
 
-from big_transfer.study import laws, table
+from big_transfer.study import laws, partial, table
 
 FACTORS = ("data", "model", "epochs")
 # What each factor changes of a config; these keys say nothing of what is held fixed.
@@ -33,9 +33,6 @@ _KEYS = {"data": ("upstream.fraction",), "model": ("model",), "epochs": ()}
 _NEVER = ("name", "seed", "total_steps", "total_epochs")  # lengths are compared as epochs
 # Accuracy per doubling: a factor that adds less, given upstream accuracy, adds nothing of use.
 NEGLIGIBLE = 0.01
-_SPARE = 5  # residual degrees of freedom below which no scatter is known
-_MOST_KNOTS = 10
-_LEAST_FREE = 0.05  # 1 - leverage: a run that fixes its own fitted value weighs no more than this
 
 CONTROLLED_COLUMNS = table.CELL_COLUMNS | {
     "factor": ("VARCHAR", "what differs in the series: 'data', 'model' or 'epochs'"),
@@ -205,8 +202,7 @@ def _text(fixed, varying):
 
 
 def _in_cell(runs, factor, view):
-  """The view's last evaluations, and each point's series: -1 where it has none in this cell."""
-  view = view.take(view.last)
+  """Each point's series, -1 where it has none in this cell, and its value of the factor."""
   number_N = runs.series[factor][0][view.run].copy()
   value_N = runs.values[factor][view.run]
   if (number_N >= 0).any():
@@ -216,7 +212,7 @@ def _in_cell(runs, factor, view):
     np.minimum.at(low, number_N[inside], value_N[inside])
     np.maximum.at(high, number_N[inside], value_N[inside])
     number_N[inside[(low == high)[number_N[inside]]]] = -1
-  return view, number_N, value_N
+  return number_N, value_N
 
 
 def series(points, fits):
@@ -237,8 +233,9 @@ def series(points, fits):
                       for name, (kind, _) in CONTROLLED_COLUMNS.items()])
   parts = []
   for view in points:
+    last = view.take(view.last)
     for factor in FACTORS:
-      last, number_N, value_N = _in_cell(runs, factor, view)
+      number_N, value_N = _in_cell(runs, factor, last)
       chosen = np.lexsort((value_N, number_N))
       chosen = chosen[number_N[chosen] >= 0]
       if not chosen.size:
@@ -258,20 +255,76 @@ def series(points, fits):
   return pa.concat_tables(parts) if parts else schema.empty_table()
 
 
+class _Comparison:
+  """The runs of a cell that are in series of a factor; the same for all tasks that they share."""
+
+  def __init__(self, runs, factor, view):
+    self.run, self.us = view.run, view.us
+    number_N, value_N = _in_cell(runs, factor, view)
+    inside_N = number_N >= 0
+    numbers, values = number_N[inside_N], value_N[inside_N]
+    self.line = {"factor": factor, "unit": runs.units[factor], "runs": numbers.size,
+                 "series": np.unique(numbers).size}
+    if not numbers.size:
+      known = np.isfinite(value_N).any()
+      self.problem = (f"no two runs differ in {self.line['unit']} with all else equal" if known else
+                      f"no run's {self.line['unit']} are known")
+      return
+    self.caveat = None if runs.controlled[view.run[inside_N]].all() else (
+        "the table holds no settings, so that the runs of a series may differ in more than "
+        + self.line["unit"])
+    span_S = [np.ptp(np.log2(values[numbers == number])) for number in np.unique(numbers)]
+    self.line |= {"doublings": float(max(span_S)),
+                  "spread_us": float(np.ptp(view.us[inside_N]))}
+    self._compared = np.flatnonzero(inside_N)
+    self._design = partial.Design(view.us[inside_N], numbers, values)
+    self.line["curve"] = "series"
+    if not self._design.enough:
+      families = np.unique(runs.family[view.run].astype(str), return_inverse=True)[1]
+      self._compared = np.arange(view.run.size)
+      self._design = partial.Design(view.us, np.where(inside_N, number_N, -1 - families), value_N)
+      self.line["curve"] = "all runs"
+    self.problem = self._design.problem if self._design.enough else (
+        f"{view.run.size} runs, {numbers.size} of them in series, are too few for a curve, a "
+        "constant for each series and a slope")
+
+  def serves(self, view):
+    """Whether another cell has the same runs."""
+    return np.array_equal(self.run, view.run) and np.array_equal(self.us, view.us)
+
+  def tested(self, view, level):
+    """Columns of the cell's line."""
+    if self.problem:
+      return self.line | {"status": "left out", "reason": self.problem}
+    effect = self._design.effect(view.ds[self._compared], view.us_error[self._compared])
+    reach = float(effect.error * stats.t.ppf(0.5 + level / 2.0, effect.free))
+    low, high = effect.slope - reach, effect.slope + reach
+    p_value = (2.0 * float(stats.t.sf(abs(effect.slope) / effect.error, effect.free))
+               if effect.error > 0 else float(effect.slope == 0.0))
+    return self.line | {
+        "partial_r2": effect.share, "slope": effect.slope, "slope_low": low, "slope_high": high,
+        "slope_noise": effect.from_noise, "p_value": p_value,
+        "same_curve": _answer(low, high, effect.from_noise or 0.0),
+        "status": "uncontrolled" if self.caveat else "ok", "reason": self.caveat}
+
+
+def _answer(low, high, noise):
+  if -NEGLIGIBLE <= low and high <= NEGLIGIBLE:
+    return "yes"
+  return "no" if high < min(noise, 0.0) or low > max(noise, 0.0) else "undecided"
+
+
 def tests(points, *, level=0.9):
   """Whether a factor says more of downstream accuracy than upstream accuracy does.
 
-  Downstream accuracy is regressed, by least squares, on a cubic spline in upstream accuracy (its
-  knots at quantiles, up to ten with the number of runs), a constant for each series and the
-  logarithm of the factor: so runs are compared within series, along one curve. Where the runs in
-  series are too few to say what the curve is, the cell's other runs help, with a constant for each
-  family and no slope. Intervals and p-values allow for scatter that differs between runs (HC2;
-  MacKinnon and White, 1985), with Student's t of as many degrees of freedom as the series have
-  runs to spare.
+  The regression is that of `partial`, with a constant for each series: runs are compared within
+  series, along one curve. Where the runs in series are too few to say what the curve is, the
+  cell's other runs help, with a constant for each family. Intervals and p-values are Student's t,
+  with as many degrees of freedom as the series have runs to spare.
 
   Noise in upstream accuracy hides a part of it, which the factor then stands in for: `slope_noise`
-  says how much slope that makes, from the standard errors, were the curve a line. A slope is
-  held against the curve only where the interval excludes this too.
+  says how much slope that makes, from the standard errors, were the curve a line. A slope is held
+  against the curve only where the interval excludes this too.
 
   Args:
     points: `table.Points`; a run counts at its last evaluation.
@@ -285,142 +338,12 @@ def tests(points, *, level=0.9):
   """
   if not 0.0 < level < 1.0:
     raise ValueError(f"level: expected a coverage between 0 and 1, such as 0.9, got {level:g}")
-  runs = _Runs(points)
-  lines = []
+  runs, lines, latest = _Runs(points), [], {}
   for view in points:
+    view = view.take(view.last)
     for factor in FACTORS:
-      last, number_N, value_N = _in_cell(runs, factor, view)
-      line = dict.fromkeys(TEST_COLUMNS) | view.cell._asdict() | {
-          "factor": factor, "unit": runs.units[factor], "level": level}
-      inside_N = number_N >= 0
-      line |= {"runs": int(inside_N.sum()), "series": np.unique(number_N[inside_N]).size}
-      if not line["runs"]:
-        lines.append(line | {"status": "left out", "reason": _no_series(factor, runs, last)})
-        continue
-      found = _evidence(last, number_N, value_N, runs.family[last.run], level)
-      line |= {"spread_us": float(np.ptp(last.us[inside_N])),
-               "doublings": _doublings(number_N[inside_N], value_N[inside_N]),
-               "status": "ok"} | found
-      if line["status"] == "ok" and not runs.controlled[last.run[inside_N]].all():
-        line |= {"status": "uncontrolled", "reason":
-                 "the table holds no settings, so that the runs of a series may differ in more "
-                 f"than {line['unit']}"}
-      lines.append(line)
+      if factor not in latest or not latest[factor].serves(view):
+        latest[factor] = _Comparison(runs, factor, view)
+      lines.append(dict.fromkeys(TEST_COLUMNS) | view.cell._asdict() | {"level": level}
+                   | latest[factor].tested(view, level))
   return lines
-
-
-def _doublings(number_N, value_N):
-  """The largest range of a factor in a series, as a power of 2."""
-  order = np.lexsort((value_N, number_N))
-  number_N, value_N = number_N[order], value_N[order]
-  _, first = np.unique(number_N, return_index=True)
-  last = np.append(first[1:], number_N.size) - 1
-  return float(np.log2(value_N[last] / value_N[first]).max())
-
-
-def _no_series(factor, runs, view):
-  known = np.isfinite(runs.values[factor][view.run])
-  if not known.any():
-    return f"no run's {runs.units[factor]} are known"
-  return f"no two runs differ in {runs.units[factor]} with all else equal"
-
-
-def _spline(us_N):
-  """Columns (N, D) of a cubic spline in upstream accuracy, its knots at quantiles."""
-  inner = int(np.clip(round(us_N.size ** 0.3) - 3, 0, _MOST_KNOTS))
-  low, high = us_N.min(), us_N.max()
-  knots = np.unique(np.quantile(us_N, np.arange(1, inner + 1) / (inner + 1)))
-  knots = knots[(knots > low) & (knots < high)]
-  padded = np.concatenate([[low] * 4, knots, [high] * 4])
-  return interpolate.BSpline.design_matrix(us_N, padded, 3).toarray()
-
-
-def _centred(columns, group_N):
-  """Columns (N,) or (N, D) less their mean in each group."""
-  size_G = np.bincount(group_N)
-  flat = columns.reshape(group_N.size, -1)
-  mean_GD = np.stack([np.bincount(group_N, column) / size_G for column in flat.T], 1)
-  return (flat - mean_GD[group_N]).reshape(columns.shape)
-
-
-def _evidence(view, number_N, value_N, family_N, level):
-  """The regression of one cell and factor, as columns of its line."""
-  inside_N = number_N >= 0
-  alone = _regression(view.take(inside_N), number_N[inside_N], value_N[inside_N])
-  families = np.unique([str(family) for family in family_N], return_inverse=True)[1].ravel()
-  found = alone or _regression(view, np.where(inside_N, number_N, -1 - families), value_N)
-  if found is None:
-    return {"status": "left out", "reason":
-            f"{view.us.size} runs, {inside_N.sum()} of them in series, are too few for a curve, a "
-            "constant for each series and a slope"}
-  found |= {"curve": "series" if alone else "all runs"}
-  if "reason" in found:
-    return found | {"status": "left out"}
-  slope, error, free = found["slope"], found.pop("error"), found.pop("free")
-  reach = float(error * stats.t.ppf(0.5 + level / 2.0, free))
-  p_value = 2.0 * stats.t.sf(abs(slope) / error, free) if error > 0 else float(slope == 0.0)
-  found |= {"slope_low": slope - reach, "slope_high": slope + reach, "p_value": float(p_value)}
-  return found | {"same_curve": _answer(found)}
-
-
-def _regression(view, labels_N, value_N):
-  """Slope with its error, as columns of a line; None where the runs are too few.
-
-  Labels are numbers of series, and negative for runs in none, whose groups have a constant only.
-  """
-  _, group_N, size_G = np.unique(labels_N, return_inverse=True, return_counts=True)
-  kept = size_G[group_N.ravel()] > 1  # a group of one is explained by its own constant
-  view, inside_N, value_N = view.take(kept), labels_N[kept] >= 0, value_N[kept]
-  group_N = np.unique(labels_N[kept], return_inverse=True)[1].ravel()
-  groups, within = group_N.max() + 1, inside_N.sum() - np.unique(group_N[inside_N]).size
-  if np.ptp(view.us) == 0:
-    return {"reason": "upstream accuracy is the same in all runs"}
-  basis_ND, sizes, _ = np.linalg.svd(_centred(_spline(view.us), group_N), full_matrices=False)
-  basis_ND = basis_ND[:, sizes > 1e-8 * sizes[0]]
-  spare = view.us.size - groups - basis_ND.shape[1] - 1
-  if spare < _SPARE or within < 2:
-    return None
-  factor_N = _centred(np.where(inside_N, np.log2(np.where(inside_N, value_N, 1.0)), 0.0), group_N)
-  ds_N = _centred(view.ds, group_N)
-  x_N = factor_N - basis_ND @ (basis_ND.T @ factor_N)
-  y_N = ds_N - basis_ND @ (basis_ND.T @ ds_N)
-  power = x_N @ x_N
-  if power < 1e-6 * (factor_N @ factor_N):
-    return {"reason": "the factor can't be told from upstream accuracy: one follows the other"}
-  slope = float(x_N @ y_N / power)
-  left_N = y_N - slope * x_N
-  leverage_N = (1.0 / np.bincount(group_N)[group_N] + np.square(basis_ND).sum(1)
-                + np.square(x_N) / power)
-  scaled = np.square(x_N * left_N) / np.maximum(1.0 - leverage_N, _LEAST_FREE)
-  before = np.square(y_N[inside_N]).sum()
-  share = 1.0 - np.square(left_N[inside_N]).sum() / before if before > 0 else 0.0
-  return {"slope": slope, "error": float(np.sqrt(scaled.sum()) / power),
-          "free": int(min(spare, within - 1)), "partial_r2": float(max(share, 0.0)),
-          "slope_noise": _from_noise(view, group_N, factor_N, ds_N)}
-
-
-def _from_noise(view, group_N, factor_N, ds_N):
-  """The slope that errors in upstream accuracy make by themselves, were the curve a line.
-
-  With reliability r of upstream accuracy given the factor, a line's slope s is seen as r s, and the
-  factor's slope takes up (1 - r) s times what upstream accuracy gains per doubling.
-  """
-  noise = np.nanmean(np.square(view.us_error)) if np.isfinite(view.us_error).any() else None
-  if noise is None:
-    return None
-  us_N = _centred(view.us, group_N)
-  gain = us_N @ factor_N / (factor_N @ factor_N)
-  rest_N = us_N - gain * factor_N
-  spare = view.us.size - group_N.max() - 2
-  variance = rest_N @ rest_N / spare
-  # Were noise the most of what is left, no correction would hold; this caps it at a half.
-  unreliable = min(noise / variance, 0.5)
-  return float(unreliable / (1.0 - unreliable) * (rest_N @ ds_N) / (rest_N @ rest_N) * gain)
-
-
-def _answer(found):
-  low, high = found["slope_low"], found["slope_high"]
-  if -NEGLIGIBLE <= low and high <= NEGLIGIBLE:
-    return "yes"
-  noise = found["slope_noise"] or 0.0
-  return "no" if high < min(noise, 0.0) or low > max(noise, 0.0) else "undecided"

@@ -5,7 +5,7 @@ import pyarrow as pa
 from big_transfer.study import table
 
 
-def make(us_U, ds, *, shots=10, upstream="fractals", **runs):
+def make(us_U, ds, *, shots=10, upstream="fractals", us_error=None, **runs):
   """`table.Points` of U runs.
 
   Args:
@@ -13,6 +13,7 @@ def make(us_U, ds, *, shots=10, upstream="fractals", **runs):
     ds: {task: (U,)} or {(task, shots): (U,)} downstream accuracies; NaN leaves a run out.
     shots: shots of the tasks that name none.
     upstream: one name, or one a run.
+    us_error: standard error of all upstream accuracies.
     **runs: further columns of `table.RUN_COLUMNS`.
 
   Returns:
@@ -29,6 +30,7 @@ def make(us_U, ds, *, shots=10, upstream="fractals", **runs):
     parts.append(pa.table({
         "run_id": names[known], "us": np.asarray(us_U)[known], "ds": np.asarray(ds_U)[known],
         "task": [task] * known.sum(), "shots": pa.array([number] * known.sum(), pa.int64()),
+        "us_error": pa.array([us_error] * known.sum(), pa.float64()),
         "last": np.ones(known.sum(), bool)}))
   return table.assemble(identity, pa.concat_tables(parts))
 
