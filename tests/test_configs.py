@@ -86,4 +86,4 @@ def test_trials_of_the_scaling_sweep_differ_in_the_data_they_say(tmp_path):
       run = _prepared(configuring.override(configuring.override(base, trial), toy))
       found[trial["upstream.fraction"]] = run.train_examples
       assert run.total_steps == -(-7 * run.train_examples // 8)
-  assert found == {0.02: 3, 0.05: 9, 0.15: 24, 0.4: 60, 1.0: 150}
+  assert found == {0.02: 3, 0.1: 15, 0.25: 39, 0.5: 75, 1.0: 150}
