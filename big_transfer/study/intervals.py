@@ -24,6 +24,9 @@ _HULL_POWER = 4.0 / 3.0
 _HULL_RATE = 0.4
 # Noise moves the correction and the estimate that is corrected, not quite independently.
 _NOISE_REACH = 1.2
+# What noise adds is known no better than this share of it: it is followed back beyond what was seen,
+# and the standard errors are estimates too.
+_LIFT_DOUBT = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +179,7 @@ def intervals(kind, estimate, us_N, ds_N, run_N, errors_2N=None, *, level=0.9, r
   reach_P = bias_P + spread * np.quantile(np.abs(away_RP - middle_P), level, axis=0)
   lift_P, noise_P = _noise(kind, estimate, us_N, ds_N, errors_2N, seed)
   reach_P = np.hypot(reach_P, _NOISE_REACH * stats.norm.ppf((1.0 + level) / 2.0) * noise_P)
+  reach_P += _LIFT_DOUBT * np.abs(lift_P)
   centre_P = full_P - lift_P
   # Stretched to the estimate itself: some of the noise may be common to all runs, as that of one
   # set of test examples is, and then lifts nothing.
