@@ -59,7 +59,7 @@ def _judged(line, doubtful):
   elif line["pearson"] is None:
     notes.append("no correlation: the parameter is the same at every number of shots")
   if doubtful:
-    notes.append(f"{doubtful} of the fits don't identify their saturation value")
+    notes.append(f"fits that don't identify a saturation value: {doubtful}")
   return line | {"status": "ok", "reason": "; ".join(notes) or None}
 
 
