@@ -26,6 +26,7 @@ lr, shots, variant, setting, step, seed, us_error, ds_error, ds_seeds, test_exam
 import argparse
 import collections
 import dataclasses
+import os
 import pathlib
 import sys
 import warnings
@@ -53,7 +54,7 @@ class Study:
 
 def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="accuracy",
           steps="last", l2=1024.0, shots=None, level=0.9, resamples=200, held_out=0.25, skip=(),
-          reference=None, figures="main", formats=FORMATS, progress=False):
+          reference=None, figures="main", formats=FORMATS, jobs=1, progress=False):
   """Reads runs or tables of results, fits the laws, writes tables, figures and the report.
 
   Args:
@@ -71,6 +72,7 @@ def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="
     figures: "main" (the overview and one a task), "all" or None: which to write to figures/; the
       report draws them all in any case.
     formats: of the figures' files, with commas between: png, svg, pdf.
+    jobs: processes that share the fits of a large study, see `saturation.fits`.
     progress: whether to say on stderr what takes its time.
 
   Returns:
@@ -90,7 +92,7 @@ def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="
   said.large = len(points) > 50_000
   shots = _shown_shots(points, shots)
   found = analysis.analyse(points, level=level, resamples=resamples, held_out=held_out, skip=skip,
-                           progress=said)
+                           jobs=jobs, progress=said)
   found["left_out"] = left_out + analysis.without_fit(found["fits"])
   with said("tables"):
     paths = analysis.write(out, points, found)
@@ -229,6 +231,8 @@ def _parser():
       "all that the report has (default: main)")
   add("--no-figures", dest="figures", action="store_const", const=None,
       help="write no figures but those of the report")
+  add("--jobs", type=int, default=min(os.cpu_count() or 1, 8),
+      help="processes that share the fits of a large study (default: %(default)s, the cores)")
   add("--formats", default=FORMATS, help=f"of the figures: png, svg, pdf (default: {FORMATS})")
   return parser
 

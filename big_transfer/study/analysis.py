@@ -43,7 +43,7 @@ class Progress:
       print(f"{'' if self.large else stage + ':'} {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
-def analyse(points, *, level, resamples, held_out, skip, progress):
+def analyse(points, *, level, resamples, held_out, skip, jobs, progress):
   """The tables of a study.
 
   Args:
@@ -52,6 +52,7 @@ def analyse(points, *, level, resamples, held_out, skip, progress):
     resamples: subsamples for an interval of a fit.
     held_out: share of the runs, those highest upstream, that predictions are tested on.
     skip: analyses of `OPTIONAL` to leave out.
+    jobs: processes that share the fits of a large study.
     progress: a `Progress`.
 
   Returns:
@@ -66,7 +67,7 @@ def analyse(points, *, level, resamples, held_out, skip, progress):
     raise ValueError(f"--skip: expected some of {', '.join(OPTIONAL)}, got {unknown[0]!r}")
   tables = {}
   with progress(f"fits of {len(points.cells)} cells"):
-    tables["fits"] = saturation.fits(points, level=level, resamples=resamples)
+    tables["fits"] = saturation.fits(points, level=level, resamples=resamples, jobs=jobs)
     tables["hull_runs"] = families.hull_runs(points)
     tables["hull_families"] = families.hull_families(points)
     tables["shots"] = shots.trends(tables["fits"])
