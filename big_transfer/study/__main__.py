@@ -88,7 +88,8 @@ def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="
   formats = _checked(formats, figures)
   out.mkdir(parents=True, exist_ok=True)
   said = analysis.Progress(progress)
-  points, left_out, census = _read(runs, out, tables, columns, join, scale, values, steps, l2)
+  with said("reading"):
+    points, left_out, census = _read(runs, out, tables, columns, join, scale, values, steps, l2)
   said.large = len(points) > 50_000
   shots = _shown_shots(points, shots)
   found = analysis.analyse(points, level=level, resamples=resamples, held_out=held_out, skip=skip,

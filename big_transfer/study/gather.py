@@ -23,9 +23,9 @@ class Census:
   """What was found where the runs were looked for.
 
   Attributes:
-    patterns: the globs, as given.
+    patterns: the globs, or the files of results, as given.
     finished: runs whose rows are in the table.
-    left_out: reason -> number of folders, such as "running" -> 2.
+    left_out: reason -> number of folders (of files: of points), such as "running" -> 2.
     rows: lines of the table.
     warnings: one sentence each.
   """
