@@ -256,14 +256,17 @@ def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", 
   return view
 
 
+def _places(upstream, titled, axes):
+  return (style.accuracy(altair.X, "x", f"upstream accuracy, {upstream}" if "x" in titled else None,
+                         axes),
+          style.accuracy(altair.Y, "y", "downstream accuracy" if "y" in titled else None, axes))
+
+
 @functools.lru_cache(maxsize=64)  # a figure has many panels of one make, and altair takes its time
-def _panel(families, upstream, width, height, titled, axes, points, kinds, crowd, sizes,
-           legend):
-  x = style.accuracy(altair.X, "x", f"upstream accuracy, {upstream}" if "x" in titled else None,
-                     axes)
-  y = style.accuracy(altair.Y, "y", "downstream accuracy" if "y" in titled else None, axes)
-  chart = altair.layer(*_ground(x, y, kinds), _dots(x, y, families, points, crowd, sizes,
-                                                  legend))
+def _panel(families, upstream, width, height, titled, axes, points, kinds, crowd, sizes, legend):
+  x, y = _places(upstream, titled, axes)
+  chart = altair.layer(*_ground(upstream, titled, axes, kinds),
+                       _dots(x, y, families, points, crowd, sizes, legend))
   # Not validated: that takes most of the time, and a test validates.
   spec = chart.properties(width=width, height=height).to_dict(validate=False)
   return {key: spec[key] for key in ("layer", "width", "height")}
@@ -273,8 +276,10 @@ def _bottom(title, **options):
   return altair.Legend(title=title, orient="bottom", **options)
 
 
-def _ground(x, y, kinds):
+@functools.lru_cache(maxsize=64)
+def _ground(upstream, titled, axes, kinds):
   """The layers below the points: frame, saturation values, lines."""
+  x, y = _places(upstream, titled, axes)
   names = [name for name in LINES if name in kinds]
 
   def scale(part):

@@ -9,6 +9,11 @@ const RUN = "run";
 const EMBED = {mode: "vega-lite", renderer: "canvas",
   actions: {export: true, source: false, compiled: false, editor: false}};
 
+const IDENTITY = ["model", "parameters", "run", "run_id", "learning_rate", "fraction", "epochs",
+  "overrides"];
+const identity = run => Object.fromEntries(
+  IDENTITY.map(name => [name, valueAt(data.runs[name], run)]));
+
 /** The points of a cell as rows. `look` gives a run's role and shade: (run, us) => [role, shade]. */
 function pointRows(cell, axes, {families = null, look = null, lastOnly = false} = {}) {
   const {runs, evaluations} = data, at = FORWARD[axes], rows = [], out = [];
@@ -25,10 +30,7 @@ function pointRows(cell, axes, {families = null, look = null, lastOnly = false} 
     if (shade !== null && shade < lowest) lowest = shade;
     (role === RUN ? rows : out).push({x: at(us[e]), y: at(ds[i]), us: us[e], ds: ds[i],
       us_error: known(usError[e]), ds_error: dsError ? known(dsError[i]) : null, family: name,
-      model: runs.model[u], parameters: runs.parameters[u],
-      size: runs.parameters[u] || smallest, run: runs.run[u], run_id: runs.run_id[u],
-      learning_rate: runs.learning_rate[u], fraction: runs.fraction[u], epochs: runs.epochs[u],
-      overrides: runs.overrides[u], step: known(step[e]),
+      size: runs.parameters[u] || smallest, ...identity(u), step: known(step[e]),
       evaluation: last[e] ? "last" : "earlier", role, shade});
   }
   const all = rows.concat(out);  // what stands out is painted last, so on top
@@ -82,6 +84,7 @@ function panelSpec(cell, options) {
     lines: lineRows(options.ofLines ?? cell.lines, axes, shown, Math.max(end, top)),
     saturation: bandRows(options.bands ?? cell.saturation, axes, shown, end),
     frame: cell.frame.map(({us, ds}) => ({us, ds, x: at(us), y: at(ds)}))};
+  spec.layer = spec.layer.filter(layer => spec.datasets[layer.data.name].length);
   return {...spec, width: options.width, height: options.height,
     autosize: {type: "fit", contains: "padding"},
     description: `Downstream accuracy on ${cell.task}, ${shotsName(cell.shots)}, against upstream `

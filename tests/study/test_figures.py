@@ -1,0 +1,269 @@
+"""What figures draw, from planted points and tables; that they draw at all."""
+import json
+import re
+
+import altair
+import numpy as np
+import planted_points
+import pytest
+import vl_convert
+
+from big_transfer.study import controlled, figures, gather, hull, protocols, ranks, reference
+from big_transfer.study import saturation, shots, table
+from big_transfer.study.figures import matrices, panels, scatter, style, trends
+
+FRACTIONS, SIZES = (0.1, 0.3, 1.0), (1e5, 3e5, 1e6)
+
+
+def study_points(runs=54, tasks=("pets", "digits"), shot_counts=(1, 10), seed=0):
+  """Points of two upstreams; data and model size are crossed, the rest is luck."""
+  rng = np.random.default_rng(seed)
+  us_U = rng.uniform(0.1, 0.95, runs)
+  number_U = np.arange(runs)
+  fraction_U = np.array(FRACTIONS)[number_U % 3]
+  size_U = np.array(SIZES)[number_U // 3 % 3]
+  ds = {(task, count): planted_points.law(us_U, alpha=2.0 + t, e_ir=0.1 + 0.2 / count)
+        - rng.exponential(0.04, runs) for t, task in enumerate(tasks) for count in shot_counts}
+  changed = [json.dumps({"seed": int(u // 9), "upstream": {"fraction": float(f)}})
+             for u, f in zip(number_U, fraction_U)]
+  return planted_points.make(
+      us_U, ds, upstream=np.array(["fractals", "textures"])[number_U // 9 % 2],
+      us_error=0.005, family=np.array(["vit", "mixer", "resnet"])[number_U // 18 % 3].tolist(),
+      parameters=size_U.astype(int).tolist(), upstream_fraction=fraction_U.tolist(),
+      model=[f"model {size:g}" for size in size_U], run_name=[f"run {u}" for u in number_U],
+      overrides=changed, epochs=[7.0] * runs)
+
+
+def study_tables(points):
+  """Tables of the analyses that take little time; those that don't are planted."""
+  fits = saturation.fits(points, resamples=20)
+  sizes = [view.cell._asdict() | {
+      "fit": kind, "size": size, "all": size == 20, "repeats": 3, "status": "ok", "reason": None,
+      **{f"{name}{end}": 1e-3 / size * by for name in ("fit_error", "prediction_error")
+         for end, by in (("", 1.0), ("_low", 0.5), ("_high", 2.0))}}
+           for view in points for kind in ("hull", "all") for size in (10, 20)]
+  families = [view.cell._asdict() | {"family": name, "runs": 9, "share_of_runs": 1 / 3,
+                                     "vertices": 2, "share_of_hull": share}
+              for view in points for name, share in (("vit", 0.7), ("mixer", 0.2), ("resnet", 0.1))]
+  robust = [view.cell._asdict() | {"us": us, "ds": 0.5 + 0.2 * us, "low": 0.4, "high": 0.8}
+            for view in points for us in (0.2, 0.6, 0.9)]
+  return {"fits": fits, "sample_size": sizes, "hull_families": families, "robust_curves": robust,
+          "prediction": protocols.prediction(points), "shots": shots.trends(fits),
+          "controlled": controlled.series(points, fits), "spearman": ranks.spearman(points),
+          "controlled_tests": controlled.tests(points), "overlay": ranks.overlay(points),
+          "peers": ranks.peers(points, bins=2),
+          "left_out": [{"source": "x.csv", "task": "odd", "points": 3, "reason": "too <odd>"}]}
+
+
+CENSUS = gather.Census(("runs/*",), 54, {"running": 2}, 1, ())
+
+
+@pytest.fixture(scope="module")
+def study():
+  points = study_points()
+  return points, study_tables(points)
+
+
+@pytest.fixture(scope="module")
+def drawn(study):
+  points, tables = study
+  # Those of the second upstream are of the same make as the first's.
+  return {name: (spec, vl_convert.vegalite_to_svg(spec))
+          for name, spec in figures.catalogue(points, tables, shots=10, reference="paper")
+          if "textures" not in name}
+
+
+def test_every_figure_is_drawn_and_valid(drawn):
+  names = {re.sub("_(fractals|textures)$", "", name) for name in drawn}
+  assert names >= {"overview", "overview_log", "overview_logit", "all_runs", "irreducible_error",
+                   "parameters", "sample_size", "sample_size_by_task", "curves_hull", "curves_all",
+                   "high_upstream", "prediction_errors", "controlled_data", "controlled_model",
+                   "hull_families", "overlay", "spearman", "spearman_upstream", "peers"}
+  for name, (spec, drawing) in drawn.items():
+    if name in ("fractals_pets", "parameters", "sample_size", "spearman_fractals"):  # one a make
+      altair.Chart.from_dict(spec | {"datasets": {}}, validate=True)
+    # A mark of data has a description of its own; axes and legends do not.
+    marks = re.findall(r'<(?:path|text|rect)[^>]*aria-label="[^"]*: [^"]*"', drawing)
+    assert len(marks) >= 2, name
+
+
+def test_titles_and_axes_say_what_is_plotted(drawn):
+  for name, words in (("overview", ("upstream accuracy, fractals", "downstream accuracy")),
+                      ("overview_logit", ("(logit)", "90%")),
+                      ("sample_size", ("mean squared error, accuracy²", "runs fitted")),
+                      ("irreducible_error", ("shots a class (log scale)",)),
+                      ("prediction_errors_fractals", ("saturating", "logit-quadratic"))):
+    texts = re.sub("<[^>]+>", " ", drawn[name][1])
+    assert all(word in texts for word in words), name
+
+
+def test_a_drawn_law_is_the_fitted_one_and_ends_in_the_saturation_value(study):
+  points, tables = study
+  view = points.view(0)
+  fits = scatter.fits_by_cell(tables)[tuple(view.cell)]
+  fit = next(line for line in fits if line["fit"] == "hull")
+  lines = panels.curves(view, fits)
+  curve = [line for line in lines if line["line"] == panels.LAWS["hull"]]
+  assert curve[-1]["us"] == 1.0
+  assert curve[-1]["ds"] == pytest.approx(1.0 - fit["e_IR"], abs=1e-4)
+  on_hull = [line for line in lines if line["line"] == panels.HULL]
+  assert len(on_hull) == fit["hull_vertices"]
+
+
+def test_places_rise_with_accuracy_on_all_axes_and_are_finite():
+  accuracies = np.linspace(0.0, 1.0, 201)
+  for name, axis in style.AXES.items():
+    places = axis.forward(accuracies)
+    assert np.isfinite(places).all() and (np.diff(places) >= 0).all(), name
+    assert (np.diff(places[2:-2]) > 0).all(), name
+  errors = 1.0 - accuracies[1:-1]
+  # Eq. 1 without irreducible error is a straight line on log axes: that is what they are for.
+  x, y = (style.AXES["log"].forward(1.0 - e) for e in (errors, 0.5 * errors ** 1.0))
+  assert np.allclose(y - x, np.log10(2.0), atol=1e-9)
+
+
+def test_published_laws_are_drawn_on_the_task_of_that_name_alone(drawn):
+  spec = drawn["overview"][0]
+  for i, panel in enumerate(spec["concat"]):
+    kinds = {line["line"] for line in spec["datasets"][f"lines_{i}"]}
+    assert (panels.REFERENCE["hull"] in kinds) == panel["title"]["text"].startswith("pets")
+  curve = [line for line in spec["datasets"]["lines_1"] if line["line"] == panels.REFERENCE["all"]]
+  law = reference.law("pets", "all")
+  curve or pytest.fail("no published law of the second panel, pets after textures")
+  for line in curve:
+    assert line["ds"] == pytest.approx(
+        1.0 - law.k * (1.0 - line["us"]) ** law.alpha - law.e_IR, abs=2e-3)
+
+
+def test_of_many_points_some_are_drawn_always_the_same_and_the_hull_among_them():
+  points = study_points(runs=900, tasks=("pets",), shot_counts=(10,))
+  view, runs = points.view(0), panels.Runs(points)
+  first, second = (panels.panel_data(view, runs, [], most=50)["points"] for _ in range(2))
+  assert first == second and 50 <= len(first) < 80
+  shown = {(row["us"], row["ds"]) for row in first}
+  for i in hull.upper_hull(view.us, view.ds):
+    assert (round(float(view.us[i]), 5), round(float(view.ds[i]), 5)) in shown
+  assert len(panels.panel_data(view, runs, [], most=view.us.size)["points"]) == view.us.size
+
+
+def test_a_figure_says_when_it_draws_but_a_part(monkeypatch, study):
+  points, tables = study
+  monkeypatch.setattr(scatter, "MOST_MARKS", 10)
+  monkeypatch.setattr(scatter, "_LEAST_MARKS", 10)
+  assert "27 points a panel 10 are drawn" in str(scatter.overview(points, tables, 10)["title"])
+
+
+def test_held_out_runs_are_those_best_upstream(study):
+  points, tables = study
+  spec = figures.high_upstream(points, tables, 10, upstream="fractals")
+  line = next(line for line in tables["prediction"] if line["method"] == "saturating"
+              and (line["upstream"], line["task"], line["shots"]) == ("fractals", "digits", 10))
+  for row in spec["datasets"]["points_0"]:
+    assert (row["role"] == "held out") == (row["us"] >= round(line["us_from"], 5))
+  kinds = {row["line"] for row in spec["datasets"]["lines_0"]}
+  assert kinds == {panels.HULL, panels.LOWER["hull"], panels.LOWER["all"]}
+
+
+def test_controlled_runs_are_coloured_by_their_factor(study):
+  points, tables = study
+  spec = figures.controlled(points, tables, "data", 10, upstream="fractals")
+  coloured = {row["shade"] for row in spec["datasets"]["points_0"] if row["role"] != panels.RUN}
+  assert coloured == set(FRACTIONS)
+  assert figures.controlled(points, tables, "epochs", 10) is None
+
+
+def test_overlaid_runs_are_those_on_the_reference_hull(study):
+  points, tables = study
+  spec = figures.overlay(points, tables, 10, upstream="fractals")
+  base = ranks.reference_task(points)[0]
+  view = next(view for view in points if view.cell.task == base and view.cell.shots == 10
+              and view.cell.upstream == "fractals")
+  ids_U = points.of_runs("run_id")
+  expected = {ids_U[view.run[i]] for i in hull.upper_hull(view.us, view.ds)}
+  assert {row["run_id"] for row in spec["datasets"]["points_0"]
+          if row["role"] != panels.RUN} == expected
+
+
+def test_sample_sizes_are_averaged_over_tasks_where_all_have_them(study):
+  lines = [dict(line) for line in study[1]["sample_size"] if line["upstream"] == "fractals"]
+  lines = [line for line in lines if line["shots"] == 1]
+  lines.remove(next(line for line in lines if line["size"] == 10 and line["fit"] == "hull"))
+  twice = next(line for line in lines if line["size"] == 20 and line["fit"] == "hull")
+  twice["prediction_error"] *= 3
+  rows = trends.sample_size({"sample_size": lines})["datasets"]["rows"]
+  held = [row for row in rows if row["fit"] == "hull" and row["error"] == "held out"]
+  assert [row["size"] for row in held] == [20]
+  assert held[0]["value"] == pytest.approx(2 * 1e-3 / 20)
+
+
+def test_the_matrices_hold_the_table(study):
+  rows = matrices.spearman_matrix(study[1], upstream="fractals", shots=1)["datasets"]["rows"]
+  assert {(row["row"], row["column"]) for row in rows} == {
+      (a, b) for a in ("digits", "pets") for b in ("digits", "pets")}
+  assert all(row["value"] == pytest.approx(1.0) for row in rows if row["row"] == row["column"])
+  rows = matrices.peers(study[1], shots=1)["datasets"]["rows"]
+  assert {row["value"] for row in rows if row["row"] == f"best on {row['column']}"} == {1.0}
+
+
+def test_tables_without_lines_draw_nothing():
+  for make in (trends.irreducible_error, trends.parameters, trends.sample_size,
+               trends.sample_size_by_task, trends.prediction_errors, trends.hull_families,
+               matrices.spearman_matrix, matrices.spearman_upstream, matrices.peers):
+    assert make({}) is None, make.__name__
+
+
+def test_figures_are_saved_in_the_formats_asked_for(study, tmp_path):
+  points, tables = study
+  spec = figures.overview(points, tables, 10, upstream="fractals")
+  png, svg, pdf = figures.save(spec, tmp_path / "f/overview", ("png", "svg", "pdf"))
+  assert png.read_bytes().startswith(b"\x89PNG") and pdf.read_bytes().startswith(b"%PDF")
+  assert "ResNet" in svg.read_text() and png.stat().st_size > 20_000
+  with pytest.raises(ValueError, match="--formats: expected some of png, svg, pdf, got 'gif'"):
+    figures.save(spec, tmp_path / "x", ("gif",))
+
+
+def test_mistakes_are_named(study):
+  points, tables = study
+  with pytest.raises(ValueError, match="with 3 shots, got none; choose .* 1 shot, 10 shots"):
+    figures.overview(points, tables, 3)
+  with pytest.raises(ValueError, match="task: expected one of the study's"):
+    figures.task_figure(points, tables, ("a", "b", None, None))
+  with pytest.raises(ValueError, match="--figures: expected one of all, main"):
+    next(figures.catalogue(points, tables, shots=10, which="some"))
+  with pytest.raises(ValueError, match="--reference: expected 'paper'"):
+    figures.overview(points, tables, 10, reference="mine")
+
+
+def test_rare_families_of_many_share_a_name():
+  names = [f"family {i}" for i in range(20)] + ["vit"] * 3 + ["family 7"] * 3
+  points = planted_points.make(np.linspace(0.1, 0.9, len(names)), {"a": np.full(len(names), 0.5)},
+                               family=names)
+  named, shown = style.families(points)
+  assert shown[:2] == ["ViT", "family 7"] and shown[-1] == style.OTHER_FAMILIES
+  assert len(shown) == style.MOST_FAMILIES == len(set(style.looks(shown).values()))
+  assert set(named) == set(shown)
+
+
+def test_axes_span_a_tenth_at_least_and_stay_within_accuracies():
+  for us, ds in ((0.5, 0.3), (0.0, 1.0), (0.99, 0.02)):
+    view = planted_points.make(np.array([us]), {"a": np.array([ds])}).view(0)
+    low, high = panels.frame(view)
+    for name, value in (("us", us), ("ds", ds)):
+      assert high[name] - low[name] == pytest.approx(0.1)
+      assert 0.0 <= low[name] <= value + 1e-12 and value - 1e-12 <= high[name] <= 1.0
+
+
+def test_a_hull_that_hardly_moves_is_called_flat():
+  fit = {"fit": "hull", "status": "ok", "saturation": 0.2, "saturation_low": 0.19,
+         "saturation_high": 0.21, "hull_rise": 0.029}
+  assert figures.verdict([fit]) == "flat at 20 % [19–21]"
+  assert figures.verdict([fit | {"hull_rise": 0.031}]) == "saturates at 20 % [19–21]"
+
+
+def test_earlier_evaluations_are_marked(study):
+  points, tables = study
+  assert "(all evaluations)" not in scatter.overview(points, tables, 10)["title"]["text"]
+  earlier = points.measured.set_column(
+      points.measured.column_names.index("last"), "last", [np.arange(len(points)) % 2 == 0])
+  some = table.Points(points.runs, earlier, points.run, points.cells, points.first)
+  assert "(all evaluations)" in scatter.overview(some, tables, 10)["title"]["text"]
