@@ -16,7 +16,7 @@ Writes to --out:
 
 --columns says what is in which column, as role=COLUMN with commas between: us and ds (accuracies
 upstream and downstream), task, model, family, params, flops, upstream, fraction, examples, epochs,
-lr, shots, variant, setting, step, seed, us_error, ds_error, ds_seeds, test_examples, run.
+lr, shots, variant, setting, step, seed, us_error, ds_error, ds_seeds, test_examples, run, us_task.
     role:=VALUE             one value for every row
     us=COLUMN:error         errors, not accuracies; `:percent` or `:fraction` says the scale
     ds=A:pets|B:cars@25     several columns, each a task: its name, and shots a class after an @
@@ -211,7 +211,7 @@ def _parser():
       help="what is in which column of the tables, see above")
   add("--join", metavar="COLUMN,...", default="", help="columns that the tables are joined on")
   add("--scale", default="auto", help="of the tables' accuracies: auto, percent or fraction; auto "
-      "is percent where a column's name, a value or a value above 1 says so (default: auto)")
+      "is percent where a percent sign or a value above 1 says so (default: auto)")
   add("--values", default="accuracy",
       help="what the tables' accuracies are: accuracy or error (default: accuracy)")
   add("--out", required=True, metavar="DIR", help="folder to write to")

@@ -114,7 +114,13 @@ def without_fit(fits):
 
 
 def write(folder, points, tables):
-  """Writes `points` and the tables as FOLDER/NAME.parquet and .csv; returns {name: path}."""
+  """Writes `points` and the tables as FOLDER/NAME.parquet and .csv; returns {name: path}.
+
+  Tables of an earlier study in the folder go, so that none stays beside newer ones.
+  """
+  for name in ("points", *TABLES):
+    for ending in ("parquet", "csv"):
+      (folder / f"{name}.{ending}").unlink(missing_ok=True)
   table.write(folder / "points", points.table(), table.POINT_COLUMNS)
   for name, lines in tables.items():
     table.write(folder / name, lines, TABLES[name])

@@ -73,6 +73,8 @@ def test_the_most_shots_are_shown_first(found):
 def test_the_command_prints_a_table_and_its_mistakes_in_one_line(found, capsys, tmp_path):
   runs = f"{found[1].parent}/runs/*"
   quick = ["--no-figures", "--resamples", "20", "--skip", *analysis.OPTIONAL]
+  (tmp_path / "o").mkdir()
+  (tmp_path / "o/prediction.parquet").write_text("of an earlier study")
   assert command.main(["--runs", runs, "--out", str(tmp_path / "o"), *quick]) == 0
   printed = capsys.readouterr().out
   assert re.search(r"digits +10 +15 +0\.\d\d–0\.\d\d +0\.\d{3} +mixer \+", printed)
