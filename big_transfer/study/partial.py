@@ -80,7 +80,7 @@ class Design:
     self._basis = self._basis[:, scale > 1e-8 * scale[0]]
     spare = us_N.size - self._size.size - self._basis.shape[1] - 1
     self.enough, self._free = spare >= _SPARE, int(min(spare, within - 1))
-    self._us = self._centred(us_N)
+    self._raw, self._us = us_N, self._centred(us_N)
     self._factor = self._centred(np.log2(np.where(self._inside, value_N, 1.0)))
     self._left = self._without_curve(self._factor)
     if self._left @ self._left < 1e-6 * (self._factor @ self._factor):
@@ -118,10 +118,12 @@ class Design:
                   self._from_noise(ds_N, us_error_N[self._kept]))
 
   def _from_noise(self, ds_N, us_error_N):
-    """The slope that noise upstream makes, were the curve a line.
+    """The slope that noise upstream makes, to first order, were the curve a parabola.
 
-    With reliability r of upstream accuracy given the factor, a line's slope s is seen as r s, and
-    the factor's slope takes up (1 - r) s times what upstream accuracy gains per doubling.
+    Of what the factor leaves of upstream accuracy, a share (noise over variance) is noise, which
+    moves a run along the upstream axis but not downstream: off the curve, by the curve's slope.
+    Regressing that on the factor gives the slope; least squares sees the curve flatter by the same
+    share, which is undone.
     """
     gain = self._us @ self._factor / (self._factor @ self._factor)
     rest_N = self._us - gain * self._factor
@@ -129,6 +131,8 @@ class Design:
     if not np.isfinite(us_error_N).any() or variance < 1e-12:
       return None
     # Were noise the most of what is left, no correction would hold; this caps it at a half.
-    unreliable = min(np.nanmean(np.square(us_error_N)) / variance, 0.5)
-    line = rest_N @ ds_N / (rest_N @ rest_N)
-    return float(unreliable / (1.0 - unreliable) * line * gain)
+    share = min(np.nanmean(np.square(us_error_N)) / variance, 0.5)
+    columns = [self._us, self._centred(np.square(self._raw)), self._factor]
+    linear, bend, _ = np.linalg.lstsq(np.stack(columns, 1), ds_N, rcond=None)[0]
+    off_N = (linear + 2.0 * bend * self._raw) * share / (1.0 - share) * rest_N
+    return float(-self._left @ off_N / (self._left @ self._left))
