@@ -13,8 +13,8 @@ PRETRAIN = ["fractals.py:vit", "fractals.py:mixer", "fractals.py:resnet", "textu
             "textures.py:resnet", "cifar10.py:resnet", "cifar10.py:vit"]
 TOY = {"upstream": dict(name="toy", source="fractals",
                         options=dict(classes=3, per_class=8, test_per_class=4)),
-       "total_steps": 2, "total_epochs": None, "batch_size": 8, "accumulate": 1, "eval_batch_size": 64,
-       "optim.schedule": dict(),
+       "total_steps": 2, "total_epochs": None, "batch_size": 8, "accumulate": 1,
+       "eval_batch_size": 64, "optim.schedule": dict(),
        "evals.probes.tasks": ("digits",), "evals.probes.shots": (1,)}
 
 

@@ -114,6 +114,7 @@ def test_seeds_share_a_part_and_fraction_seeds_choose_another():
     upstream = {**_part().upstream, **changes.pop("upstream", {})}
     return train_lib._prepare(train_lib._settings(_part(upstream=upstream, **changes)),
                               None).examples.tolist()
+  assert train_lib._settings(toy.config(upstream="digits")).task == "digits"  # a name will do
   assert examples() == examples(seed=9) != examples(upstream={"fraction_seed": 1})
   assert set(examples()) < set(examples(upstream={"fraction": 0.5}))
 
@@ -397,6 +398,14 @@ def test_runs_that_differ_in_arrays_share_one_program():
     assert train_lib.program_key(configuring.override(base, {path: value})) == key, path
   for path, value in {"model.width": 32, "batch_size": 32, "augment.flip": False}.items():
     assert train_lib.program_key(configuring.override(base, {path: value})) != key, path
+
+
+def test_a_sweep_learns_of_bad_lengths_and_fractions_before_it_starts():
+  """They are refused by what groups its trials, which is all that happens before the first run."""
+  for change, message in ((dict(total_steps=None), "neither"), (dict(total_epochs=1), "has total"),
+                          (dict(upstream=dict(name="digits", fraction=0)), "fraction' is 0")):
+    with pytest.raises(ValueError, match=message):
+      train_lib.program_key(toy.config(**change))
 
 
 def test_the_second_run_compiles_nothing(undisturbed, tmp_path):

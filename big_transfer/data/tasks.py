@@ -65,7 +65,8 @@ class Task:
 def _built_in() -> dict[str, Task]:
   tasks = [
       *(Task(f"{name}_unseen", name, options={"first_class": first, "classes": 30})
-        for name, first in (("fractals", fractals.UNSEEN_FROM), ("textures", textures.UNSEEN_FROM))),
+        for name, first in (("fractals", fractals.UNSEEN_FROM),
+                            ("textures", textures.UNSEEN_FROM))),
       Task("digits", "digits"),
       *(Task(f"sprites_{label}", "sprites", options={"label": label})
         for label in ("count", "location", "orientation", "scale")),

@@ -11,6 +11,7 @@ from big_transfer.runs import configuring
 # Values that are as good as no key. They are left out of what a run records, so that its identity
 # is what it was before there was such a key.
 _ABSENT = {"total_steps": None, "total_epochs": None, "name": ""}
+_PART = ("fraction", "fraction_seed")  # keys of `upstream` that a task doesn't have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +21,10 @@ class Settings:
   Attributes:
     model: `name` (vit, mixer, resnet), perhaps `variant`, and arguments of `models.build`.
     upstream: the pre-training data: `name` of a task in `data.tasks`, or a new name with the
-      fields of `data.tasks.Task` (`source`, `train`, `test`, `options`). Beside them `fraction`,
-      the share of each class's training examples to train on (1.0), and `fraction_seed`, which
-      (0): subsets of one seed are nested, see `data.subset`. What is held out stays whole.
+      fields of `data.tasks.Task` (`source`, `train`, `test`, `options`). Beside them `fraction`
+      (1.0), the share of each class's training examples to train on, and `fraction_seed` (0),
+      which decides on which: the subsets of one seed are nested, see `data.subset`. What is held
+      out stays whole. A name alone will do.
     optim: `lr` (the peak), `rules` (ordered `(regex, {"lr", "wd"})`), `schedule` (arguments of
       `schedules.unit_schedule`) and the other arguments of `optim.build`.
     batch_size: examples a step, over all devices.
@@ -44,9 +46,13 @@ class Settings:
     log_every: steps between rows of the training loss.
     checkpoint: `every` (steps) and `keep` (how many).
     name: what people call the run; where empty, what `train` is told.
+
+  Raises:
+    ValueError: not one of total_steps and total_epochs, or one of them or the fraction out of
+      range. The other numbers are checked where devices are known, by `check`.
   """
   model: Mapping
-  upstream: Mapping
+  upstream: Mapping | str
   optim: Mapping
   batch_size: int
   image_size: int
@@ -65,15 +71,22 @@ class Settings:
   checkpoint: Mapping = dataclasses.field(default_factory=dict)
   name: str = ""
 
+  def __post_init__(self):
+    subset.check(*self.fraction)
+    _check_length(self)
+
   @property
-  def task(self) -> dict[str, Any]:
-    """The section `upstream` without what says how much of the data: a task's fields."""
-    return {key: value for key, value in self.upstream.items()
-            if key not in ("fraction", "fraction_seed")}
+  def task(self) -> str | dict[str, Any]:
+    """The section `upstream` without what says how much of the data: a name or a task's fields."""
+    if isinstance(self.upstream, str):
+      return self.upstream
+    return {key: value for key, value in self.upstream.items() if key not in _PART}
 
   @property
   def fraction(self) -> tuple[float, int]:
     """`upstream.fraction` and `upstream.fraction_seed`."""
+    if isinstance(self.upstream, str):
+      return 1.0, 0
     return self.upstream.get("fraction", 1.0), self.upstream.get("fraction_seed", 0)
 
   def steps(self, examples: int) -> int:
@@ -130,15 +143,12 @@ def recorded(config: Mapping) -> dict[str, Any]:
   upstream = config.get("upstream")
   if isinstance(upstream, dict) and upstream.get("fraction", 1) == 1:
     subset.check(upstream.get("fraction", 1), upstream.get("fraction_seed", 0))
-    config["upstream"] = {key: value for key, value in upstream.items()
-                          if key not in ("fraction", "fraction_seed")}
+    config["upstream"] = {key: value for key, value in upstream.items() if key not in _PART}
   return config
 
 
 def check(settings: Settings) -> None:
-  """Raises ConfigError unless every number is in its range; names the key."""
-  subset.check(*settings.fraction)
-  _check_length(settings)
+  """Raises ConfigError unless every number is in its range, on these devices; names the key."""
   for key in ("batch_size", "eval_batch_size", "image_size", "accumulate", "log_every"):
     value = getattr(settings, key)
     if not isinstance(value, int) or value < 1:

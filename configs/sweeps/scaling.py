@@ -39,7 +39,7 @@ def get_config():
   base = pathlib.Path(__file__).parents[1] / "pretrain" / "fractals.py"
   config = configuring.load(base).unlock()
   config.name = ""
-  config.total_steps, config.total_epochs = None, 7
+  config.total_steps, config.total_epochs = None, 7.0
   config.batch_size, config.accumulate = 32, 1
   config.optim.lr = 1.5e-3
   at_the_end = 10_000  # steps; more than any run takes
