@@ -198,9 +198,13 @@ class _Quadratic:
 
   def predict(self, z_Q):
     """Mean and variance of the log error (Q,)."""
-    basis_QI = (z_Q - self.paths.z_B[-1])[:, None] ** np.arange(3)
-    mean_GQ = self.terms_GI @ basis_QI.T
-    variance_GQ = np.einsum("qi,gij,qj->gq", basis_QI, self.covariance_GII, basis_QI)
+    # A parabola turns; a relation that rose up to the anchor is held where the parabola would.
+    _, slope_G, bend_G = self.terms_GI.T
+    turn_G = -0.5 * slope_G / np.where(bend_G == 0.0, 1e-300, bend_G)
+    away_GQ = np.minimum(z_Q - self.paths.z_B[-1], np.where(turn_G > 0.0, turn_G, np.inf)[:, None])
+    basis_GQI = away_GQ[..., None] ** np.arange(3)
+    mean_GQ = np.einsum("gqi,gi->gq", basis_GQI, self.terms_GI)
+    variance_GQ = np.einsum("gqi,gij,gqj->gq", basis_GQI, self.covariance_GII, basis_GQI)
     mean_Q = self.weights_G @ mean_GQ
     variance_Q = self.weights_G @ (variance_GQ + mean_GQ ** 2) - mean_Q ** 2
     path_Q, open_Q = self.paths.smoothed(z_Q, self.rest_GB, self.weights_G)

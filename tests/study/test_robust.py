@@ -84,3 +84,10 @@ def test_accuracies_of_0_and_1_and_many_points_give_finite_answers():
 def test_what_it_refuses(us, ds, words):
   with pytest.raises(ValueError, match=words):
     robust.fit(us, ds)
+
+
+def test_what_rises_to_the_end_of_the_data_is_not_said_to_fall_beyond():
+  us = np.linspace(0.5, 0.9, 50)
+  # Ever flatter in logits: the parabola's top lies just beyond.
+  found = robust.fit(us, 0.94 - 0.6 * (0.95 - us) ** 2)
+  assert (np.diff(found.predict(np.linspace(0.9, 1.0, 20))) > -1e-3).all()
