@@ -116,7 +116,8 @@ class _Runs:
     of = {name: points.of_runs(name) for name in (
         "upstream", "config_name", "family", "model", "parameters", "learning_rate", "batch_size",
         "upstream_fraction", "upstream_train_examples", "epochs", "overrides")}
-    epochs = same_epochs(of["epochs"], of["batch_size"] / of["upstream_train_examples"])
+    examples = of["upstream_train_examples"]
+    epochs = same_epochs(of["epochs"], of["batch_size"] / np.where(examples > 0, examples, np.nan))
     fractions = of["upstream_fraction"]
     by_fraction = bool((fractions < 1.0).any())
     self.values = {"data": fractions if by_fraction else of["upstream_train_examples"],
