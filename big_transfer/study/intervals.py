@@ -1,6 +1,37 @@
-"""Intervals for parameters fitted at a frontier: subsampling, with noise in the accuracies taken out.
+"""Intervals of parameters fitted at a frontier: subsampling, and noise in the accuracies taken out.
 
-TABLE
+Estimates on m < n runs, drawn without replacement, deviate from the one on all n as that one does
+from the truth, but for a factor of m / n (Politis, Romano and Wolf, "Subsampling", 1999). Those
+from all points scatter about the truth, by n^-1/2. Those from a hull near the frontier from one
+side: the median deviation is a bias that vanishes like n^-2/5 or faster, the rest scatters. Runs
+are drawn, not points: the evaluations of one run aren't independent.
+
+Noise in the accuracies lifts a hull, the more the more runs there are, and blurs a curve to all
+points, and no resampling of the runs can tell. Where standard errors are known, the fits are
+repeated with more noise than there is and followed back to none (Cook and Stefanski, "Simulation-
+extrapolation estimation in parametric measurement error models", 1994). The interval is centred on
+the estimate less what noise adds, made wider by what is doubtful about that, and stretched to hold
+the estimate itself. The standard errors must be of noise that is independent between runs; where
+they aren't known none is allowed for, and with many runs that shows, below.
+
+What nominal 90 % intervals covered, in percent, for k / alpha / e_IR, on five planted frontiers, 40
+data sets each; in brackets the worst of a frontier's; and the median width for e_IR.
+`python tests/bench/coverage.py --seed 1`, which says what the designs are, on 2026-11-22; standard
+error 2 (of the worst: 5). The noise has standard deviation 0.01 on both accuracies.
+
+    runs                                         20                  200                 1000
+    hull, exponential            99/98/94 (92) .090 99/100/100 (98) .026 100/98/100 (88) .009
+    hull, exponential, noise     99/98/95 (92) .111 98/100/100 (92) .052   98/98/99 (95) .038
+    hull, half-normal            99/98/92 (85) .110   98/95/98 (80) .031   99/96/99 (80) .011
+    hull, half-normal, noise     99/99/94 (88) .134   98/98/99 (95) .059   94/96/99 (88) .044
+    hull, lumped                 97/96/97 (92) .097 100/98/100 (90) .023 100/99/100 (95) .008
+    hull, lumped, noise          98/97/97 (95) .113   99/98/99 (95) .051  95/95/100 (85) .038
+    hull, few-near               96/99/86 (78) .100  100/99/92 (90) .031   98/92/96 (70) .014
+    hull, few-near, noise        98/99/89 (82) .116   99/98/94 (88) .055   96/94/99 (80) .041
+    all, scatter                 96/94/91 (85) .045   97/90/90 (82) .010   94/89/92 (82) .004
+    all, scatter, noise          99/97/97 (92) .058   97/94/94 (90) .014   98/98/96 (90) .007
+    the same, noise not told     99/98/94 (88) .119   98/94/98 (85) .041    66/65/44 (0) .024
+    bootstrap, exponential       76/84/34 (15) .035     78/80/5 (0) .005     74/77/0 (0) .001
 
 Shape legend: N points, U runs, R subsamples, B noisy copies, M points of a subsample, P
 parameters.
@@ -24,8 +55,8 @@ _HULL_POWER = 4.0 / 3.0
 _HULL_RATE = 0.4
 # Noise moves the correction and the estimate that is corrected, not quite independently.
 _NOISE_REACH = 1.2
-# What noise adds is known no better than this share of it: it is followed back beyond what was seen,
-# and the standard errors are estimates too.
+# What noise adds is known no better than this share of it: it is followed back beyond what was
+# seen, and the standard errors are estimates too.
 _LIFT_DOUBT = 0.25
 
 
@@ -85,7 +116,7 @@ def subsamples(run_N, resamples, seed=0):
   # Per drawn run a row of places, as long as the longest run; those beyond its own are dropped.
   place = np.arange(counts_U.max())
   real_RM = (place < counts_U[drawn_RU][:, :, None]).reshape(resamples, -1)
-  index_RM = np.minimum(first_U[drawn_RU][:, :, None] + place, len(run_N) - 1).reshape(resamples, -1)
+  index_RM = (first_U[drawn_RU][:, :, None] + place).reshape(resamples, -1) % len(run_N)
   longest = real_RM.sum(1).max()
   kept_RM = np.argsort(~real_RM, axis=1, kind="stable")[:, :longest]
   return (order_N[np.take_along_axis(index_RM, kept_RM, 1)],

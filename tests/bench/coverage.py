@@ -2,18 +2,19 @@
 
     python tests/bench/coverage.py [--runs 20 200 1000] [--sets 40] [--resamples 200] [--jobs 1]
 
-About 6 CPU minutes; prints the table in the docstring of `big_transfer.study.intervals`. Not a
-test: coverage is a property to know, with an error of its own, and tests/study holds a short form.
+About 2 CPU minutes; with `--seed 1` it prints the table in the docstring of
+`big_transfer.study.intervals`, whose constants were chosen on other draws. Not a test: coverage is
+a property to know, with an error of its own, and tests/study holds a short form.
 
 Planted are five frontiers e_DS = k e_US^alpha + e_IR, `LAWS`, from nearly straight to one that
 saturates at once, and for each the runs of five designs, `DESIGNS`: the runs fall short of the
 frontier one-sidedly (what the hull is for) or scatter about it (what a fit to all points is for);
 each without noise, and with normal noise of standard deviation 0.01 on both accuracies, whose size
 the study is told, or isn't. A data set is drawn for each frontier, design and number of runs,
-`--sets` times over. Printed for each design and number of runs: the share of data sets whose nominal
-90 % interval holds the planted k, alpha and e_IR, over all frontiers and (in brackets) for the worst
-one; and the median width of the interval of e_IR, which is that of the saturation value. The plain
-percentile bootstrap of the hull stands beside it.
+`--sets` times over. Printed for each design and number of runs: the percentage of data sets whose
+nominal 90 % intervals hold the planted k / alpha / e_IR, over all frontiers; in brackets that of
+the worst parameter of the worst frontier; and the median width of the interval of e_IR, which is
+that of the saturation value. The plain percentile bootstrap of the hull stands beside it.
 
 Shape legend: N runs, R resamples.
 """
@@ -111,7 +112,7 @@ def bootstrapped(kind, us_N, ds_N, noise, resamples):
 
 
 def measure(method, kind, design, n, noise, *, sets, resamples, seed):
-  """Coverage (3,) of k, alpha and e_IR, of the worst law (3,), and median width for e_IR."""
+  """Coverage (3,) of k, alpha and e_IR, the worst of a law's, and the median width for e_IR."""
   covered, widths = [], []
   for index, law in enumerate(LAWS):
     hits = []
@@ -121,7 +122,7 @@ def measure(method, kind, design, n, noise, *, sets, resamples, seed):
       hits.append([ends[name][0] <= truth <= ends[name][1] for name, truth in zip(NAMES, law)])
       widths.append(ends["e_IR"][1] - ends["e_IR"][0])
     covered.append(np.mean(hits, 0))
-  return np.mean(covered, 0), np.min(covered, 0), float(np.median(widths))
+  return np.mean(covered, 0), np.min(covered), float(np.median(widths))
 
 
 def _lines():
@@ -144,23 +145,25 @@ def main():
   flags = parser.parse_args()
   if (min(flags.sets, flags.jobs) < 1 or flags.resamples < 20
       or min(flags.runs) < saturation.MIN_RUNS):
-    parser.error("expected --sets and --jobs of at least 1, --resamples of at least 20 and --runs of "
-                 f"at least {saturation.MIN_RUNS}, got {flags.sets}, {flags.jobs}, "
+    parser.error("expected --sets and --jobs of at least 1, --resamples of at least 20 and --runs "
+                 f"of at least {saturation.MIN_RUNS}, got {flags.sets}, {flags.jobs}, "
                  f"{flags.resamples} and {flags.runs}")
   start = time.monotonic()
   errors = [100.0 * math.sqrt(LEVEL * (1.0 - LEVEL) / n) for n in (flags.sets * len(LAWS),
                                                                   flags.sets)]
   print(f"nominal {100 * LEVEL:.0f} %; {len(LAWS)} laws x {flags.sets} sets a number: one standard "
         f"error at the nominal\ncoverage is {errors[0]:.1f} points (worst law: {errors[1]:.1f})\n"
-        f"{'':32s}{'runs':>6s}{'k':>11s}{'alpha':>11s}{'e_IR':>11s}{'width':>8s}")
+        f"{'runs':26s}" + "".join(f"{n:22d}" for n in flags.runs))
   with concurrent.futures.ProcessPoolExecutor(flags.jobs) as pool:
-    found = [(name, n, pool.submit(measure, method, kind, design, n, noise, sets=flags.sets,
-                                   resamples=flags.resamples, seed=flags.seed))
-             for name, method, kind, design, noise in _lines() for n in flags.runs]
-    for name, n, future in found:
-      covered, worst, width = future.result()
-      shares = "".join(f"{f'{100 * c:.0f} ({100 * w:3.0f})':>11s}" for c, w in zip(covered, worst))
-      print(f"{name.replace('_', '-'):32s}{n:6d}{shares}{width:8.3f}", flush=True)
+    found = [(name, [pool.submit(measure, method, kind, design, n, noise, sets=flags.sets,
+                                 resamples=flags.resamples, seed=flags.seed) for n in flags.runs])
+             for name, method, kind, design, noise in _lines()]
+    for name, futures in found:
+      cells = []
+      for covered, worst, width in (future.result() for future in futures):
+        shares = "/".join(f"{100 * share:.0f}" for share in covered)
+        cells.append(f"{shares} ({100 * worst:.0f}) {width:.3f}".replace(" 0.", " ."))
+      print(f"{name.replace('_', '-'):26s}" + "".join(f"{cell:>22s}" for cell in cells), flush=True)
   print(f"{time.monotonic() - start:.0f} s")
 
 

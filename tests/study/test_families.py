@@ -27,7 +27,8 @@ def test_the_vertices_are_listed_by_rising_upstream_accuracy():
 def test_a_family_has_the_stretch_that_is_nearest_to_its_vertices():
   # Vertices at 0, 0.2, 0.4 and 1: the last is nearest from 0.7 on, that at 0.2 from 0.1 to 0.3.
   us_N, ds_N = [0.0, 0.2, 0.4, 1.0, 0.5, 0.6], [0.0, 0.5, 0.7, 0.9, 0.1, 0.2]
-  lines = families.hull_families(_points(us_N, ds_N, ["vit", "mixer", "vit", "resnet", "none", None]))
+  family_N = ["vit", "mixer", "vit", "resnet", "none", None]
+  lines = families.hull_families(_points(us_N, ds_N, family_N))
   by_family = {line["family"]: line for line in lines}
   assert {name: line["vertices"] for name, line in by_family.items()} == {
       "vit": 2, "mixer": 1, "resnet": 1, "none": 0, None: 0}

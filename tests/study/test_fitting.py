@@ -61,6 +61,29 @@ def test_a_batch_of_weights_is_the_fits_one_by_one_and_zero_weight_is_absence():
   np.testing.assert_array_equal(by_row.params, batch.params)
 
 
+def test_a_batch_with_x_of_its_own_a_row_is_the_fits_one_by_one():
+  rng = np.random.default_rng(4)
+  x_RN = rng.uniform(0.05, 0.9, (6, 25))
+  y_RN = laws.SATURATING.predict((0.6, 3.0, 0.2), x_RN) + rng.normal(0, 0.01, (6, 25))
+  weights_RN = rng.integers(0, 3, (6, 25))
+  batch = fitting.fit(laws.SATURATING, x_RN, y_RN, weights_RN)
+  for x_N, y_N, weights_N, params, rms in zip(x_RN, y_RN, weights_RN, batch.params, batch.rms):
+    alone = fitting.fit(laws.SATURATING, x_N, y_N, weights_N[None])
+    np.testing.assert_allclose(params, alone.params[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(rms, alone.rms[0], rtol=1e-6)
+
+
+def test_a_coarse_grid_and_few_steps_are_within_a_thousandth():
+  rng = np.random.default_rng(5)
+  for truth in PLANTED[:4]:
+    x_N = rng.uniform(0.05, 0.9, 60)
+    y_N = laws.SATURATING.predict(truth, x_N) + rng.normal(0, 0.01, 60)
+    fine, coarse = (fitting.fit(laws.SATURATING, x_N, y_N, steps=steps, grid=grid)
+                    for steps, grid in ((40, 121), (10, 41)))
+    np.testing.assert_allclose(coarse.params[0, 1], fine.params[0, 1], rtol=2e-3)
+    assert coarse.rms[0] <= fine.rms[0] * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("x, y", [
     (np.zeros(5), np.full(5, 0.3)),                       # every run perfect upstream
     (np.full(5, 0.4), np.linspace(0.1, 0.5, 5)),          # one upstream accuracy

@@ -105,6 +105,39 @@ def test_hull_and_all_points_are_stated_separately_and_differ():
   assert on_hull.keys() == saturation.FIT_COLUMNS.keys()
 
 
+def test_a_line_says_what_else_was_fitted_and_how_well():
+  us_N, ds_N = planted.shortfall_points(np.random.default_rng(6), 60, TRUTH)
+  on_hull, on_all = saturation.fits(_points(us_N, ds_N), resamples=20)
+  for line in (on_hull, on_all):
+    us_M, ds_M = saturation.fitted_points(line["fit"], us_N, ds_N)
+    for name, column in [("saturating", "rms"), ("log-linear", "loglinear_rms"),
+                         ("logit-linear", "logit_rms"), ("logit-quadratic", "logit2_rms")]:
+      predict = saturation.METHODS[name](us_M, ds_M)
+      rms = np.sqrt(np.mean((predict(us_M) - ds_M) ** 2))
+      assert line[column] == pytest.approx(rms, rel=1e-6)
+    predict = saturation.METHODS["saturating"](us_M, ds_M)
+    assert line["residual_std"] == pytest.approx(np.std(predict(us_N) - ds_N), rel=1e-6)
+    assert line["residual_ratio"] == pytest.approx(line["residual_std"] / ds_N.std(), rel=1e-6)
+    for name in ("k", "alpha", "saturation"):
+      assert line[f"{name}_low"] <= line[name] <= line[f"{name}_high"]
+  logit = np.log(ds_N / (1 - ds_N))
+  slope, intercept = np.polyfit(np.log(us_N / (1 - us_N)), logit, 1)
+  assert (on_all["logit_slope"], on_all["logit_intercept"]) == pytest.approx((slope, intercept))
+
+
+@pytest.mark.slow
+def test_several_processes_give_what_one_does():
+  rng = np.random.default_rng(9)
+  us_N = rng.uniform(0.1, 0.9, 26_000)
+  runs = pa.table({"run_id": [f"{i:06d}" for i in range(26_000)]})
+  parts = [pa.table({"run_id": runs["run_id"], "task": pa.array([task] * 26_000), "us": us_N,
+                     "ds": 0.2 + 0.7 * us_N - rng.exponential(0.05, 26_000)})
+           for task in ("a", "b")]
+  points = table.assemble(runs, pa.concat_tables(parts))
+  assert len(points) >= 50_000  # fewer are fitted in one process whatever is asked for
+  assert saturation.fits(points, resamples=20, jobs=2) == saturation.fits(points, resamples=20)
+
+
 # Upper hulls of the quickstart's runs: steep at first, then one edge over most of the range, and
 # (the second) a drop between two runs that are nearly perfect upstream.
 _LONG_LAST_EDGE = [
@@ -139,10 +172,9 @@ def test_the_same_points_give_the_same_numbers_in_any_order():
   us_N, ds_N = planted.shortfall_points(np.random.default_rng(1), 30, TRUTH)
   once = saturation.fits(_points(us_N, ds_N), resamples=30)
   assert once == saturation.fits(_points(us_N, ds_N), resamples=30)
-  # The subsamples go by run, in the order of their names: other names, other subsamples.
-  backwards = saturation.fits(_points(us_N[::-1], ds_N[::-1]), resamples=30)
-  np.testing.assert_allclose([fit["saturation"] for fit in backwards],
-                             [fit["saturation"] for fit in once], atol=1e-6)
+  order = np.random.default_rng(2).permutation(30)
+  shuffled = _points(us_N[order], ds_N[order], run_id=[f"{i:04d}" for i in order])
+  assert once == saturation.fits(shuffled, resamples=30)
 
 
 def test_too_few_runs_and_too_narrow_a_range_get_a_line_with_the_reason():
@@ -194,6 +226,8 @@ def test_bad_arguments_are_named():
     saturation.fits(points, level=90)
   with pytest.raises(ValueError, match="--resamples"):
     saturation.fits(points, resamples=1)
+  with pytest.raises(ValueError, match="--jobs"):
+    saturation.fits(points, jobs=0)
   with pytest.raises(ValueError, match="kind"):
     saturation.fit_points("hul", [0.1], [0.2])
   with pytest.raises(ValueError, match="at least 10 runs"):
