@@ -1,196 +1,212 @@
 """The estimator of learning and scaling curves: fitted to small sizes, it predicts large ones.
 
-log y = log f(x; theta) + B(log x) + noise: a curve f that levels off, a Brownian path B that lets
-the curve wander from it, anchored at the last training point, and independent noise.
-
-Shape legend: N training points, Q points asked for, B fits abreast, P parameters, H path scales.
+DOC
+Shape legend: N training points, Q points asked for, H path ratios, P parameters, M components of
+the predictive mixture (one for each form and ratio).
 """
 import dataclasses
 
 import numpy as np
 from scipy import special
 
+from big_transfer.study import paths
+from big_transfer.study import running_minimum
 from big_transfer.study import scale_forms
 
 FEWEST_POINTS = 4
+# More points are averaged in bins of log x: the work grows with their cube, what they tell doesn't.
 _MOST_POINTS = 128
-# Variance of the noise over that of the path between neighbouring points.
 _RATIOS = (0.03, 0.3, 3.0, 30.0, 1e3)
-# The prior of the path's scale: inverse gamma, worth one point, around 2 % per unit of log x.
-_PRIOR_POINTS, _PRIOR_SCALE = 1.0, 0.02
+# Searches from every start at the middle ratio, then from the best two at every ratio.
+_STEPS, _KEPT = (15, 25), 2
+_EVIDENCE_POINTS = 3.0
+_BISECTIONS = 30
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fitted:
-  """One form at every path scale: theta_HP, scale (H,), log evidence (H,), precision (H, P, P)."""
-  theta_HP: np.ndarray
-  variance_H: np.ndarray
-  evidence_H: np.ndarray
-  precision_HPP: np.ndarray
-  residual_HN: np.ndarray
-
-
-def _search(form, theta_BP, whiten_BNN, u_N, logs_N, limits, steps):
-  """Levenberg–Marquardt, all fits abreast, with the path's variance integrated out.
-
-  The objective is a Student t's: (n + nu) / 2 log(nu s^2 + |W r|^2) + |z|^2 / 2; at each step the
-  variance is set to (nu s^2 + |W r|^2) / (n + nu), which makes it least squares.
-  """
-  count, eye = len(u_N) + _PRIOR_POINTS, np.arange(theta_BP.shape[1])
-  damping_B = np.full(len(theta_BP), 1e-2)
-
-  def evaluate(theta_BP):
-    curve_BN, jacobian_BNP = form.evaluate(theta_BP, u_N, *limits)
-    residual_BN = (whiten_BNN @ (logs_N - curve_BN)[..., None])[..., 0]
-    z_BP = (theta_BP - form.mean_P) / form.sd_P
-    total_B = _PRIOR_POINTS * _PRIOR_SCALE ** 2 + (residual_BN ** 2).sum(1)
-    loss_B = 0.5 * count * np.log(total_B) + 0.5 * (z_BP ** 2).sum(1)
-    return theta_BP, residual_BN, whiten_BNN @ jacobian_BNP, z_BP, total_B / count, loss_B
-
-  def normal(state):
-    _, residual_BN, jacobian_BNP, z_BP, variance_B, _ = state
-    flipped_BPN = jacobian_BNP.swapaxes(1, 2) / variance_B[:, None, None]
-    hessian_BPP = flipped_BPN @ jacobian_BNP
-    hessian_BPP[:, eye, eye] += form.sd_P ** -2
-    return hessian_BPP, (flipped_BPN @ residual_BN[..., None])[..., 0] - z_BP / form.sd_P
-
-  state = evaluate(theta_BP)
-  for _ in range(steps):
-    hessian_BPP, gradient_BP = normal(state)
-    hessian_BPP[:, eye, eye] *= 1.0 + damping_B[:, None]
-    step_BP = np.linalg.solve(hessian_BPP, gradient_BP[..., None])[..., 0]
-    step_BP *= np.minimum(1.0, 2.0 / np.maximum(np.abs(step_BP).max(1, keepdims=True), 1e-9))
-    fresh = evaluate(state[0] + step_BP)
-    better_B = fresh[-1] < state[-1]
-    gain_B = np.where(better_B, state[-1] - fresh[-1], 0.0)
-    damping_B = np.where(better_B, np.maximum(0.2 * damping_B, 1e-7), 5.0 * damping_B)
-    state = tuple(np.where(better_B.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
-                  for new, old in zip(fresh, state, strict=True))
-    if np.all((gain_B < 1e-4) & (better_B | (damping_B > 1e3))):
-      break
-  return state, normal(state)[0]
-
-
-def _fit_form(form, u_N, logs_N, limits, whiten_HNN, log_det_H):
-  scales = len(whiten_HNN)
-  starts_SP = form.starts(u_N[0], *limits)
-  middle_SNN = np.repeat(whiten_HNN[scales // 2][None], len(starts_SP), 0)
-  state, _ = _search(form, starts_SP, middle_SNN, u_N, logs_N, limits, 15)
-  best_BP = np.repeat(state[0][np.argsort(state[-1])[:2]], scales, 0)
-  state, precision_BPP = _search(form, best_BP, np.tile(whiten_HNN, (2, 1, 1)), u_N, logs_N,
-                                 limits, 25)
-  pick_H = state[-1].reshape(2, scales).argmin(0) * scales + np.arange(scales)
-  evidence_H = (-state[-1][pick_H] - 0.5 * log_det_H - np.log(form.sd_P).sum()
-                - 0.5 * np.linalg.slogdet(precision_BPP[pick_H])[1])
-  return _Fitted(state[0][pick_H], state[4][pick_H], evidence_H, precision_BPP[pick_H],
-                 state[1][pick_H])
+class _Data:
+  """What was fitted, sorted and relative to the last point; `shift`, `noise` of hidden noise."""
+  log_x: float
+  log_y: float
+  logs_N: np.ndarray
+  count_N: np.ndarray
+  limits: tuple[float, float]
+  shift: float
+  noise: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """A fitted curve: `predict` the median, `interval` where new measurements should lie.
+  """A fitted curve: `predict` where it leads, `interval` where new measurements should lie.
 
   Attributes:
     method: "big_transfer".
-    params: form -> parameters by name, in the units of x and y, at the likeliest path scale.
-    evidence: form -> Laplace's log evidence.
+    params: form -> parameters by name, in the units of x and y, at the likeliest ratio of noise.
+      M2, M3, M4 and BNSL are those of `curves`; SIG is described in `scale_forms`.
+    evidence: form -> Laplace's log evidence, comparable between forms.
+    weights: form -> its share of the prediction.
+    noise: standard deviation in log y hidden by a running minimum (0 where none is seen).
     level: of the intervals.
   """
   method: str
   params: dict[str, dict[str, float]]
   evidence: dict[str, float]
+  weights: dict[str, float]
+  noise: float
   level: float
-  _parts: tuple
+  _data: _Data = dataclasses.field(repr=False)
+  _path: paths.Path = dataclasses.field(repr=False)
+  _fits: dict[str, paths.Fits] = dataclasses.field(repr=False)
 
   def _mixture(self, x_Q):
-    """Means, variances (M, Q) and weights (M,) of log y: one component a form and path scale."""
-    fitted, log_x, log_y, limits, spacing = self._parts
+    """Means (M, Q), standard deviations (M, Q) and weights (M,) of log y at x_Q."""
     x_Q = np.asarray(x_Q, float)
     if x_Q.ndim != 1 or not np.all(np.isfinite(x_Q) & (x_Q > 0)):
-      raise ValueError("x: expected one dimension of finite values above 0 to predict at, got "
-                       f"shape {x_Q.shape}, least value {x_Q.min() if x_Q.size else None}")
-    u_Q = np.log(x_Q) - log_x
+      raise ValueError("x: expected one dimension of finite sizes above 0 to predict at, got "
+                       f"shape {x_Q.shape} with values {x_Q.ravel()[:4]}")
+    data, u_Q = self._data, np.log(x_Q) - self._data.log_x
+    # Inside the data the path is known from its neighbours; beyond them it is free to wander.
+    shared_HNQ = self._path.to(u_Q)
+    known_HQN = shared_HNQ.swapaxes(1, 2)
+    wander_HQ = np.maximum(np.abs(u_Q) - (shared_HNQ ** 2).sum(1), 0.0)
     means, variances, weights = [], [], []
-    for form, part in fitted:
-      mean_HQ, jacobian_HQP = form.evaluate(part.theta_HP, u_Q, *limits)
-      spread_HPQ = np.linalg.solve(part.precision_HPP, jacobian_HQP.swapaxes(1, 2))
-      own_HQ = (jacobian_HQP.swapaxes(1, 2) * spread_HPQ).sum(1)
-      ratios_H1 = np.array(_RATIOS)[:, None] * spacing
-      means.append(mean_HQ + log_y)
-      variances.append(own_HQ + part.variance_H[:, None] * (np.abs(u_Q) + ratios_H1))
-      weights.append(special.softmax(part.evidence_H) / len(fitted))
-    return np.concatenate(means), np.concatenate(variances), np.concatenate(weights)
+    for form in scale_forms.FORMS:
+      fits = self._fits[form.name]
+      mean_HQ, jacobian_HQP = form.evaluate(fits.theta_BP, u_Q, *data.limits)
+      mean_HQ = mean_HQ + (known_HQN @ fits.residual_BN[..., None])[..., 0]
+      jacobian_HPQ = (jacobian_HQP - known_HQN @ fits.jacobian_BNP).swapaxes(1, 2)
+      unsure_HQ = (jacobian_HPQ * np.linalg.solve(fits.precision_BPP, jacobian_HPQ)).sum(1)
+      around_HQ = fits.variance_B[:, None] * (wander_HQ + self._path.nugget_H[:, None])
+      # A Student t of these degrees of freedom, by a normal of its variance.
+      heavy_H1 = (fits.free_B / np.maximum(fits.free_B - 2.0, 1.0))[:, None]
+      means.append(mean_HQ + data.log_y + data.shift)
+      variances.append(heavy_H1 * (unsure_HQ + around_HQ) + data.noise ** 2)
+      weights.append(self.weights[form.name] * _by_ratio(self._path, fits))
+    return np.concatenate(means), np.sqrt(np.concatenate(variances)), np.concatenate(weights)
 
   def predict(self, x_Q):
-    """The median of y at sizes x_Q (Q,): the forms' mean in log y."""
+    """y (Q,) to expect at sizes x_Q (Q,) of any factor: the geometric mean over the forms.
+
+    Raises:
+      ValueError: sizes that aren't finite and above 0.
+    """
     mean_MQ, _, weight_M = self._mixture(x_Q)
     return np.exp(weight_M @ mean_MQ)
 
   def interval(self, x_Q):
-    """(low_Q, high_Q) that hold a new measurement at x_Q with probability `level`."""
-    mean_MQ, variance_MQ, weight_M = self._mixture(x_Q)
-    sd_MQ = np.sqrt(variance_MQ)
+    """(low_Q, high_Q) that hold one new measurement at x_Q with probability `level`.
+
+    They cover the doubt about the parameters, the form, the path beyond the data and the noise.
+
+    Raises:
+      ValueError: sizes that aren't finite and above 0.
+    """
+    mean_MQ, sd_MQ, weight_M = self._mixture(x_Q)
+    kept_M = weight_M > 1e-4
+    mean_MQ, sd_MQ, weight_M = mean_MQ[kept_M], sd_MQ[kept_M], weight_M[kept_M]
     ends = []
     for target in (0.5 - 0.5 * self.level, 0.5 + 0.5 * self.level):
-      low_Q, high_Q = (mean_MQ - 8.0 * sd_MQ).min(0), (mean_MQ + 8.0 * sd_MQ).max(0)
-      for _ in range(50):
+      # The quantile of a mixture lies between those of its components.
+      each_MQ = mean_MQ + special.ndtri(target) * sd_MQ
+      low_Q, high_Q = each_MQ.min(0), each_MQ.max(0)
+      for _ in range(_BISECTIONS):
         middle_Q = 0.5 * (low_Q + high_Q)
-        under_Q = weight_M @ special.ndtr((middle_Q - mean_MQ) / sd_MQ) < target
-        low_Q, high_Q = np.where(under_Q, middle_Q, low_Q), np.where(under_Q, high_Q, middle_Q)
+        share_Q = weight_M @ special.ndtr((middle_Q - mean_MQ) / sd_MQ) / weight_M.sum()
+        low_Q = np.where(share_Q < target, middle_Q, low_Q)
+        high_Q = np.where(share_Q < target, high_Q, middle_Q)
       ends.append(np.exp(0.5 * (low_Q + high_Q)))
     return tuple(ends)
 
 
+def _by_ratio(path, fits):
+  """Weights (H,) of the ratios within one form, by evidence."""
+  return special.softmax(fits.evidence_B - 0.5 * path.log_det_H)
+
+
 def _checked(x_N, y_N, level):
+  """Points sorted by size, or a ValueError that says what is wrong with them."""
   x_N, y_N = np.asarray(x_N, float), np.asarray(y_N, float)
   if x_N.ndim != 1 or x_N.shape != y_N.shape:
     raise ValueError(f"x, y: expected one dimension and equal lengths, got shapes {x_N.shape} "
                      f"and {y_N.shape}")
   if len(x_N) < FEWEST_POINTS:
     raise ValueError(f"x, y: expected at least {FEWEST_POINTS} points to fit a curve, got "
-                     f"{len(x_N)}; add smaller sizes, which cost least")
+                     f"{len(x_N)}; measure at more sizes (small ones cost least)")
   for name, values_N in (("x", x_N), ("y", y_N)):
-    if not np.all(np.isfinite(values_N) & (values_N > 0)):
-      raise ValueError(f"{name}: expected finite values above 0 (sizes, losses or error rates), "
-                       f"got {values_N[~(np.isfinite(values_N) & (values_N > 0))][0]}; leave "
-                       "such points out")
+    bad_N = ~(np.isfinite(values_N) & (values_N > 0))
+    if bad_N.any():
+      raise ValueError(f"{name}: expected finite values above 0, got {values_N[bad_N][0]} at "
+                       f"index {bad_N.argmax()}; leave such points out")
+  if len(np.unique(x_N)) < FEWEST_POINTS:
+    raise ValueError(f"x: expected at least {FEWEST_POINTS} different sizes to fit a curve, got "
+                     f"{len(np.unique(x_N))} among {len(x_N)} points")
   if not 0 < level < 1:
     raise ValueError(f"level: expected between 0 and 1, such as 0.9, got {level}")
-  order_N = np.argsort(x_N, kind="stable")
-  if x_N[order_N[0]] == x_N[order_N[-1]]:
-    raise ValueError(f"x: expected at least two different sizes, got only {x_N[0]}")
+  # Of points at one size the last is the anchor; by value, so that the order given is nothing.
+  order_N = np.lexsort((y_N, x_N))
   return x_N[order_N], y_N[order_N]
 
 
+def _binned(u_N, logs_N):
+  """Means over at most `_MOST_POINTS` bins of equal width in u, and how many each holds."""
+  if len(u_N) <= _MOST_POINTS:
+    return u_N, logs_N, np.ones(len(u_N))
+  edges = np.linspace(u_N[0], u_N[-1], _MOST_POINTS + 1)[1:-1]
+  _, bin_N = np.unique(np.searchsorted(edges, u_N, side="right"), return_inverse=True)
+  count = np.bincount(bin_N).astype(float)
+  return np.bincount(bin_N, u_N) / count, np.bincount(bin_N, logs_N) / count, count
+
+
+def _fit_form(form, path, data):
+  """One form at every ratio (H)."""
+  ratios = len(path.whiten_HNN)
+  starts_SP = form.starts(path.u_N[0], *data.limits)
+  middle_SNN = np.repeat(path.whiten_HNN[ratios // 2][None], len(starts_SP), 0)
+  first = paths.search(form, starts_SP, middle_SNN, path.u_N, data.logs_N, data.limits, _STEPS[0])
+  theta_BP = np.repeat(first.theta_BP[np.argsort(-first.evidence_B)[:_KEPT]], ratios, 0)
+  fits = paths.search(form, theta_BP, np.tile(path.whiten_HNN, (_KEPT, 1, 1)), path.u_N,
+                      data.logs_N, data.limits, _STEPS[1])
+  best_H = fits.evidence_B.reshape(_KEPT, ratios).argmax(0)
+  return fits.take(best_H * ratios + np.arange(ratios))
+
+
 def fit(x_N, y_N, *, level=0.9):
-  """Fits the curve of a loss or error rate against a size.
+  """Fits the curve of a loss or an error rate against a size.
 
   Args:
-    x_N: sizes in any unit, in any order; y_N: loss or error rate there, any scale above 0.
+    x_N: sizes in any unit, in any order: examples seen, size of the data, parameters, operations.
+    y_N: the loss or error rate at each, on any scale above 0.
     level: of the predictive intervals.
 
   Returns:
     A `Curve`.
 
   Raises:
-    ValueError: fewer than 4 points, shapes that differ, values that aren't finite and above 0.
+    ValueError: fewer than 4 points or different sizes, shapes that differ, values that aren't
+      finite and above 0, a level outside (0, 1).
+
+  >>> x = np.geomspace(1e6, 1e8, 12)
+  >>> curve = fit(x, 0.2 + 40.0 * x ** -0.3)
+  >>> bool(abs(curve.predict([1e9])[0] - (0.2 + 40.0 * 1e9 ** -0.3)) < 0.01)
+  True
   """
   x_N, y_N = _checked(x_N, y_N, level)
-  log_x, log_y = np.log(x_N[-1]), np.log(y_N[-1])
-  u_N, logs_N = np.log(x_N) - log_x, np.log(y_N) - log_y
-  limits = (np.exp(logs_N.min()), np.exp(logs_N.max()))
-  spacing = -u_N[0] / (len(u_N) - 1)
-  path_NN = np.minimum(-u_N[:, None], -u_N)
-  chol_HNN = np.linalg.cholesky(
-      path_NN + np.array(_RATIOS)[:, None, None] * spacing * np.eye(len(u_N)))
-  whiten_HNN = np.linalg.inv(chol_HNN)
-  log_det_H = 2.0 * np.log(np.diagonal(chol_HNN, axis1=1, axis2=2)).sum(1)
-  fitted = tuple((form, _fit_form(form, u_N, logs_N, limits, whiten_HNN, log_det_H))
-                 for form in scale_forms.FORMS)
-  params, evidence = {}, {}
-  for form, part in fitted:
-    best = part.evidence_H.argmax()
-    named = form.report(part.theta_HP[best], *limits, log_x, log_y)
+  noise, shift = running_minimum.hidden_noise(x_N, y_N)
+  u_N, logs_N, count_N = _binned(np.log(x_N), np.log(y_N))
+  log_x, log_y = u_N[-1], logs_N[-1]
+  logs_N = logs_N - log_y
+  limits = (float(np.exp(logs_N.min())), float(np.exp(logs_N.max())))
+  data = _Data(log_x, log_y, logs_N, count_N, limits, shift, noise)
+  path = paths.path(u_N - log_x, count_N, _RATIOS)
+  fits, params, evidence = {}, {}, {}
+  for form in scale_forms.FORMS:
+    found = _fit_form(form, path, data)
+    scores_H = found.evidence_B - 0.5 * path.log_det_H
+    named = form.report(found.theta_BP[scores_H.argmax()], *limits, log_x, log_y)
+    fits[form.name] = found
     params[form.name] = {name: float(value) for name, value in named.items()}
-    evidence[form.name] = float(special.logsumexp(part.evidence_H))
-  return Curve("big_transfer", params, evidence, level, (fitted, log_x, log_y, limits, spacing))
+    evidence[form.name] = float(special.logsumexp(scores_H))
+  tempered = special.softmax(np.array(list(evidence.values()))
+                             * min(1.0, _EVIDENCE_POINTS / len(x_N)))
+  weights = dict(zip(evidence, tempered.tolist(), strict=True))
+  return Curve("big_transfer", params, evidence, weights, noise, level, data, path, fits)

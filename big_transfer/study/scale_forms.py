@@ -5,11 +5,16 @@ units of y there, so that neither depends on the units of x or of y. Parameters 
 logarithm of what is positive, the logit of what is a share), which needs no bounds in the search
 and makes a Gaussian prior and Laplace's approximation reasonable.
 
-Three forms, each level or falling everywhere:
-  M4: (y - e_inf) / (e_0 - y)^alpha = beta x^-c (Alabdulmohsin et al., arXiv:2209.06640);
-  SIG, a sigmoid power law: y = e_inf + (e_0 - e_inf) (1 + (x / d)^(1 / f))^(-c f), which leaves
-    the level e_0 by a bend at d and is a power law towards e_inf beyond it;
-  BNSL: one break between two powers (Caballero et al., arXiv:2210.14891, Eq. 1).
+Five forms, each level or falling everywhere:
+  M2: y = beta x^-c + e_inf; M3: y = beta (1 / x + gamma)^c; and
+  M4: (y - e_inf) / (e_0 - y)^alpha = beta x^-c, all of Alabdulmohsin et al., arXiv:2209.06640;
+  BNSL: one break between two powers (Caballero et al., arXiv:2210.14891, Eq. 1);
+  SIG, a sigmoid power law, y = e_inf + (e_0 - e_inf) (1 + (x / d)^(1 / f))^(-c f), which leaves
+    the level e_0 by a bend at d and is a power law towards e_inf beyond it: BNSL with c_0 = 0.
+
+The priors say that a fraction of the last loss is irreducible, about half (0.12 to 0.88 within
+two standard deviations), and that exponents lie about 0.4 (0.08 to 2); the rest is wide. How they
+were chosen is written in `scale`.
 
 Shape legend: B fits abreast, P parameters, N points, S starts.
 """
@@ -52,6 +57,23 @@ def _floor(a, low):
   return low * share, low * share * (1.0 - share)
 
 
+def _m2(theta_BP, u_N, low, high):
+  del high
+  a, b, g = _columns(theta_BP)
+  (e_inf, d_inf), c = _floor(a, low), np.exp(g)
+  w = np.exp(b - c * u_N)
+  y = e_inf + w
+  return np.log(y), np.stack([d_inf + np.zeros_like(w), w, -w * c * u_N], -1) / y[..., None]
+
+
+def _m3(theta_BP, u_N, low, high):
+  del low, high  # no floor of its own: it levels off at beta gamma^c
+  b, g, k = _columns(theta_BP)
+  c, reach = np.exp(g), np.logaddexp(-u_N, k)
+  jacobian = [np.ones_like(reach), c * reach, c * special.expit(k + u_N)]
+  return b + c * reach, np.stack(jacobian, -1)
+
+
 def _m4(theta_BP, u_N, low, high):
   a, b, k, g, h = _columns(theta_BP)
   (e_inf, d_inf), excess = _floor(a, low), high * np.exp(b)
@@ -92,6 +114,18 @@ def _bnsl(theta_BP, u_N, low, high):
   return np.log(y), jacobian / y[..., None]
 
 
+def _m2_starts(u_first, low, high):
+  del u_first, high
+  return np.array([[a, np.log1p(-low * special.expit(a)), np.log(c)]
+                   for a, c in [(-1.0, 0.2), (0.5, 0.5), (-2.0, 0.1)]])
+
+
+def _m3_starts(u_first, low, high):
+  del u_first, low, high
+  return np.array([[-c * np.logaddexp(0.0, k), np.log(c), k]
+                   for c, k in [(0.2, -2.0), (0.4, 0.0), (0.1, -4.0)]])
+
+
 def _m4_starts(u_first, low, high):
   del u_first
   rows = []
@@ -123,6 +157,21 @@ def _bnsl_starts(u_first, low, high):
   return np.array(rows)
 
 
+def _m2_report(theta_P, low, high, log_x, log_y):
+  del high
+  a, b, g = theta_P
+  c = np.exp(g)
+  return {"beta": np.exp(b + log_y + c * log_x), "c": c,
+          "e_inf": np.exp(log_y) * low * special.expit(a)}
+
+
+def _m3_report(theta_P, low, high, log_x, log_y):
+  del low, high
+  b, g, k = theta_P
+  c = np.exp(g)
+  return {"beta": np.exp(b + log_y + c * log_x), "c": c, "gamma": np.exp(k - log_x)}
+
+
 def _m4_report(theta_P, low, high, log_x, log_y):
   a, b, k, g, h = theta_P
   c, alpha, y = np.exp(g), np.exp(h), np.exp(log_y)
@@ -146,10 +195,22 @@ def _bnsl_report(theta_P, low, high, log_x, log_y):
           "c_1": np.exp(g), "d_1": np.exp(d + log_x), "f_1": np.exp(h)}
 
 
-M4 = Form("M4", _m4, np.array([0.0, -1.5, 0.0, np.log(0.5), 0.0]),
-          np.array([1.7, 1.5, 5.0, 1.0, 1.0]), _m4_starts, _m4_report)
-SIG = Form("SIG", _sig, np.array([0.0, -1.5, -3.0, np.log(0.5), 0.0]),
-           np.array([1.7, 1.5, 4.0, 1.0, 1.0]), _sig_starts, _sig_report)
-BNSL = Form("BNSL", _bnsl, np.array([0.0, 0.0, -3.0, np.log(0.5), 0.0, np.log(0.1)]),
-            np.array([1.7, 3.0, 4.0, 1.0, 1.0, 1.5]), _bnsl_starts, _bnsl_report)
-FORMS = (M4, SIG, BNSL)
+# The floor's share of the least y, by its logit; an exponent, a sharpness, by their logarithms.
+_FLOOR, _EXPONENT, _SHARPNESS = (0.0, 1.0), (np.log(0.4), 0.8), (0.0, 1.0)
+# By how much the first level is above the greatest y: e_0 = high (1 + e^b), about 1 to 80 %.
+_EXCESS = (-1.5, 1.5)
+
+
+def _form(name, evaluate, starts, report, *prior):
+  mean_P, sd_P = np.array(prior).T
+  return Form(name, evaluate, mean_P, sd_P, starts, report)
+
+
+M2 = _form("M2", _m2, _m2_starts, _m2_report, _FLOOR, (0.0, 3.0), _EXPONENT)
+M3 = _form("M3", _m3, _m3_starts, _m3_report, (0.0, 3.0), _EXPONENT, (0.0, 3.0))
+M4 = _form("M4", _m4, _m4_starts, _m4_report, _FLOOR, _EXCESS, (0.0, 5.0), _EXPONENT, _SHARPNESS)
+SIG = _form("SIG", _sig, _sig_starts, _sig_report, _FLOOR, _EXCESS, (-3.0, 4.0), _EXPONENT,
+            _SHARPNESS)
+BNSL = _form("BNSL", _bnsl, _bnsl_starts, _bnsl_report, _FLOOR, (0.0, 3.0), (-3.0, 4.0),
+             _EXPONENT, _SHARPNESS, (np.log(0.1), 1.5))
+FORMS = (M2, M3, M4, SIG, BNSL)
