@@ -15,6 +15,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["big_transfer", "big_transfer.*"]),
+    package_data={"big_transfer.study": ["page/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -34,6 +35,7 @@ setuptools.setup(
         "scikit-learn>=1.5,<2",
         "scipy>=1.14,<2",
         "tensorflow-datasets>=4.9.9,<5",
+        "threadpoolctl>=3.1",
         "vl-convert-python>=1.7,<2",
     ],
     extras_require={
