@@ -60,7 +60,9 @@ def overview(tables, upstream, shots):
   known = sorted((fit for fit in hulls if fit["status"] == "ok"), key=lambda f: f["saturation"])
   text = (f"Of {_tasks(len(hulls))}, {len(known)} have a saturation value that is identified on "
           "the upper hull")
-  if known:
+  if len(known) == 1:
+    text += f", {_percent(known[0]['saturation'])} ({_name(known[0])})"
+  elif known:
     text += (f", from {_percent(known[0]['saturation'])} ({_name(known[0])}) to "
              f"{_percent(known[-1]['saturation'])} ({_name(known[-1])})")
   counts = collections.Counter(fit["status"] for fit in hulls)

@@ -27,17 +27,19 @@ REFERENCE = {"hull": "paper's law, hull", "all": "paper's law, all points"}
 LINES = {  # kind -> colour, dash
     HULL: ("#CC79A7", [1, 0]),
     LAWS["hull"]: ("#111111", [1, 0]),
-    LAWS["all"]: ("#7f7f7f", [6, 3]),
+    LAWS["all"]: ("#666666", [6, 3]),
     LAWS["robust"]: ("#5D3A9B", [2, 2]),
     LOWER["hull"]: ("#111111", [1, 0]),
-    LOWER["all"]: ("#7f7f7f", [6, 3]),
+    LOWER["all"]: ("#666666", [6, 3]),
     REFERENCE["hull"]: ("#D55E00", [8, 3]),
     REFERENCE["all"]: ("#D55E00", [3, 3]),
 }
 RUN = "run"  # the role of a point that doesn't stand out
 _LEAST_SPAN = 0.1  # of an axis, in accuracy: less would make a landscape of one run, or of noise
 _CURVE = 60  # points of a drawn law: smooth at any size a figure is printed
-_FEW, _MANY = 100, 3000  # points a panel: marks shrink and fade between these
+_FEW, _MANY = 100, 3000  # points a panel of _AREA: marks shrink and fade between these
+_CLOUD = 600
+_AREA = 420 * 320  # square pixels
 
 
 class Runs:
@@ -175,7 +177,7 @@ def _point_rows(view, runs, chosen, roles, shades):
         "role": RUN if roles is None else roles[i],
         "shade": lowest if shades is None or np.isnan(shades[i]) else float(shades[i])})
   # Painted last, so on top: what stands out.
-  return sorted(rows, key=lambda row: row["role"] != RUN)
+  return sorted(rows, key=lambda row: (row["role"] != RUN, row["family"] != style.OTHER_FAMILIES))
 
 
 def _known(value):
@@ -265,8 +267,12 @@ def _places(upstream, titled, axes):
 @functools.lru_cache(maxsize=64)  # a figure has many panels of one make, and altair takes its time
 def _panel(families, upstream, width, height, titled, axes, points, kinds, crowd, sizes, legend):
   x, y = _places(upstream, titled, axes)
-  chart = altair.layer(*_ground(upstream, titled, axes, kinds),
-                       _dots(x, y, families, points, crowd, sizes, legend))
+  crowd = crowd * _AREA // (width * height)
+  below, above = _ground(upstream, titled, axes, kinds)
+  dots = _dots(x, y, families, points, crowd, sizes, legend)
+  # Marks lie over lines that they leave to be seen, and under them where they are a cloud.
+  layers = (*below, dots, *above) if crowd > _CLOUD else (*below, *above, dots)
+  chart = altair.layer(*layers)
   # Not validated: that takes most of the time, and a test validates.
   spec = chart.properties(width=width, height=height).to_dict(validate=False)
   return {key: spec[key] for key in ("layer", "width", "height")}
@@ -278,7 +284,7 @@ def _bottom(title, **options):
 
 @functools.lru_cache(maxsize=64)
 def _ground(upstream, titled, axes, kinds):
-  """The layers below the points: frame, saturation values, lines."""
+  """The layers of lines: (what is below the points in any case, what may be above)."""
   x, y = _places(upstream, titled, axes)
   names = [name for name in LINES if name in kinds]
 
@@ -290,7 +296,7 @@ def _ground(upstream, titled, axes, kinds):
       x=x, x2="x_end:Q", y=altair.Y("y_low:Q"), y2="y_high:Q",
       # A scale here, with its legend off, would take the lines' legend away with it.
       fill=altair.condition(f"datum.line == '{LAWS['hull']}'", altair.value("#111111"),
-                            altair.value("#7f7f7f")))
+                            altair.value("#666666")))
   stroke = altair.Stroke("line:N", scale=scale(0), legend=_bottom("Lines", columns=3))
   rule = marked.mark_rule(strokeDash=[2, 3], strokeWidth=1.3).encode(
       x=x, x2="x_end:Q", y=y, stroke=stroke,
@@ -303,7 +309,7 @@ def _ground(upstream, titled, axes, kinds):
       strokeWidth=altair.condition(f"datum.line == '{HULL}'", altair.value(1.2),
                                    altair.value(1.9)))
   frame = altair.Chart(altair.NamedData(name="frame")).mark_point(opacity=0).encode(x=x, y=y)
-  return frame, band, rule, lines
+  return (frame, band), (rule, lines)
 
 
 # Shares of the data are up to 1, parameters and examples many; epochs are in between.
@@ -313,7 +319,7 @@ _SHADE_LABEL = "format(datum.value, datum.value < 1000 ? '.3~g' : '~s')"
 def _dots(x, y, families, points, crowd, sizes, legend):
   """The layer of points in one of `STYLES`."""
   share = min(max(math.log(max(crowd, 1) / _FEW) / math.log(_MANY / _FEW), 0.0), 1.0)
-  smallest, largest, opacity = 45 - 33 * share, 200 - 140 * share, 0.85 - 0.35 * share
+  smallest, largest, opacity = 45 - 38 * share, 200 - 160 * share, 0.85 - 0.4 * share
   channels = {
       "x": x, "y": y,
       "size": altair.Size("size:Q",
@@ -344,4 +350,5 @@ def _dots(x, y, families, points, crowd, sizes, legend):
     channels["color"] = altair.condition(f"datum.role != '{RUN}'", altair.value(style.EMPHASIS),
                                          altair.value(style.GREY))
   return altair.Chart(altair.NamedData(name="points")).mark_point(
-      filled=True, stroke="white", strokeWidth=0.5 if crowd < 500 else 0.2).encode(**channels)
+      # A description of each of thousands of marks would be most of an SVG, and read by nobody.
+      filled=True, aria=altair.Undefined if crowd < 500 else False, stroke="white", strokeWidth=0.5 if crowd < 500 else 0.2).encode(**channels)

@@ -189,9 +189,11 @@ def all_runs(points):
       rows.append({"panel": style.cell_name(view.cell), "us": round(float(view.us[i]), 4),
                    "ds": round(float(view.ds[i]), 4), "upstream": view.cell.upstream or "upstream",
                    "shots": style.shots_name(view.cell.shots)})
-  opaque = 0.7 if len(rows) < 4000 else 0.4
+  many = len(rows) > 4000
   names = [style.shots_name(count) for count in known if count in ends]
-  chart = altair.Chart().mark_point(filled=True, opacity=opaque, size=18).encode(
+  chart = altair.Chart().mark_point(
+      filled=True, opacity=0.4 if many else 0.7, size=18,
+      aria=False if many else altair.Undefined).encode(
       x=style.accuracy(altair.X, "us", "upstream accuracy"),
       y=style.accuracy(altair.Y, "ds", "downstream accuracy"),
       color=altair.Color("shots:N", sort=names, title="Shots a class",

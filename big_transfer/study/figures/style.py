@@ -24,6 +24,7 @@ FAMILIES = {"vit": ("ViT", "#0072B2", "circle"),
             "resnet": ("ResNet", "#009E73", "square")}
 OTHER_FAMILIES = "other families"
 MOST_FAMILIES = 8  # told apart by colour and shape; the rarer ones of a table share a name
+_RARE = ("#9a9a9a", "circle")
 _OTHER_COLOURS = ("#D55E00", "#56B4E9", "#8C6D31", "#CC79A7")
 _OTHER_SHAPES = ("diamond", "cross", "triangle-down", "stroke")
 GREY, EMPHASIS = "#c4c4c4", "#D55E00"
@@ -89,6 +90,7 @@ def families(points):
 def looks(names):
   """The colour and the shape of each family: {name: (colour, shape)}."""
   found = {name: (colour, shape) for name, colour, shape in FAMILIES.values()}
+  found[OTHER_FAMILIES] = _RARE
   others = [name for name in names if name not in found]
   for i, name in enumerate(others):
     # Shapes move on by one with every round of colours, so that no two families look alike.

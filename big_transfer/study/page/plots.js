@@ -33,7 +33,9 @@ function pointRows(cell, axes, {families = null, look = null, lastOnly = false} 
       size: runs.parameters[u] || smallest, ...identity(u), step: known(step[e]),
       evaluation: last[e] ? "last" : "earlier", role, shade});
   }
-  const all = rows.concat(out);  // what stands out is painted last, so on top
+  // What stands out is painted last, so on top; the rest of many families comes first.
+  rows.sort((a, b) => (b.family === data.rare) - (a.family === data.rare));
+  const all = rows.concat(out);
   for (const row of all) row.shade ??= Number.isFinite(lowest) ? lowest : 1;
   return all;
 }

@@ -61,6 +61,7 @@ function fillShots(chosen) {
   const kept = counts.includes(chosen) ? chosen : counts[counts.length - 1];
   fill($("shots"), counts.map(count => [count === null ? "" : String(count), shotsName(count)]),
     kept === null ? "" : String(kept));
+  $("shots").parentElement.hidden = counts.length < 2;
 }
 
 function fillTasks() {
