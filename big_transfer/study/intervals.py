@@ -11,7 +11,8 @@ points, and no resampling of the runs can tell. Where standard errors are known,
 repeated with more noise than there is and followed back to none (Cook and Stefanski, "Simulation-
 extrapolation estimation in parametric measurement error models", 1994). The interval is centred on
 the estimate less what noise adds, made wider by what is doubtful about that, and stretched to hold
-the estimate itself. The standard errors must be of noise that is independent between runs; where
+the estimate itself; that of a frontier's saturation value begins no lower than the best run, less
+luck (`saturation`). The standard errors must be of noise that is independent between runs; where
 they aren't known none is allowed for, and with many runs that shows, below.
 
 What nominal 90 % intervals covered, in percent, for k / alpha / e_IR, on five planted frontiers, 40

@@ -140,8 +140,21 @@ def interval(kind, us_N, ds_N, run_N=None, *, us_error_N=None, ds_error_N=None, 
     ends[name] = tuple(np.clip(np.exp(pair) if name == "alpha" else pair, *bounds).tolist())
   if errors_2N is None:
     return Interval(ends, found.subsample, None, None)
+  if kind == "hull" and ds_error_N is not None and np.isfinite(ds_error_N).any():
+    low, high = ends["e_IR"]
+    ends["e_IR"] = low, max(low, min(high, 1.0 - _reached(ds_N, errors_2N[1], level)))
   return Interval(ends, found.subsample, float(np.median(np.hypot(*errors_2N))),
                   float(found.lift[2]))
+
+
+def _reached(ds_N, error_N, level):
+  """A downstream accuracy that the best run has but for luck.
+
+  A frontier lies above all runs and rises to its saturation value, which so is no lower. That no
+  run of N is luckier than this allows for fails in a tenth of the cases that an interval may miss.
+  """
+  luck = stats.norm.isf((1.0 - level) / 10.0 / ds_N.size)
+  return float(np.max(ds_N - luck * error_N))
 
 
 def _doubt(line):

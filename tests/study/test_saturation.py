@@ -82,6 +82,19 @@ def test_noise_that_is_known_is_taken_out_of_a_hull():
   assert abs(told["saturation"] - told["noise_lift"] - truth) < 0.008
 
 
+def test_a_hull_saturates_no_lower_than_its_best_run_but_for_luck():
+  rng = np.random.default_rng(10)
+  us_N, ds_N = planted.shortfall_points(rng, 16, TRUTH)
+  best, found = ds_N.max(), {}
+  for error in (None, 0.0, 0.005, 0.1):
+    error_N = None if error is None else np.full(16, error)
+    ends = saturation.interval("hull", us_N, ds_N, ds_error_N=error_N, resamples=60).ends
+    found[error] = 1 - ends["e_IR"][1]
+  # Of 16 deviates the luckiest is above 3.2 standard errors once in a hundred.
+  assert found[None] < best - 0.03 and found[0.0] == pytest.approx(best)
+  assert found[0.005] == pytest.approx(best - 0.0162, abs=5e-4) and found[0.1] < found[0.005]
+
+
 def test_noise_upstream_is_taken_out_of_a_fit_to_all_points():
   rng = np.random.default_rng(8)
   us_N = rng.uniform(0.2, 0.9, 2000)
