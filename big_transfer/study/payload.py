@@ -206,4 +206,4 @@ def page_data(points, tables, reference=None):
           "templates": templates(points, runs, sorted(kinds)),
           "looks": style.looks(runs.families),
           "lines": {kind: panels.LINES[kind] for kind in panels.LINES if kind in kinds},
-          "rare": style.OTHER_FAMILIES, "clip": style.CLIP, "sizes": runs.sizes, "all_last": bool(all(view.last.all() for view in points))}
+          "plain": [panels.HULL, panels.LAWS["hull"]], "rare": style.OTHER_FAMILIES, "clip": style.CLIP, "sizes": runs.sizes, "all_last": bool(all(view.last.all() for view in points))}

@@ -111,7 +111,8 @@ def curves(view, fits, others=()):
                                          view.us.min()))
            for fit in fits if fit.get("k") is not None]
   for kind, us_C, ds_C in drawn + list(others):
-    lines += [(kind, x, y) for x, y in zip(us_C, ds_C) if 0.0 <= y <= high]
+    lines += [(kind, x, y) for x, y in zip(us_C, ds_C)
+              if 0.0 <= y <= high and x >= view.us.min()]
   return [{"line": kind, "us": round(float(x), 4), "ds": round(float(y), 4)}
           for kind, x, y in lines]
 
@@ -231,7 +232,7 @@ _TOOLTIP = (("model", "model", None), ("family", "family", None),
 
 
 def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", axes="linear",
-          points="family", kinds=tuple(LINES), crowd=_FEW, sizes=(1e5, 1e8), legend=None):
+          points="family", kinds=tuple(LINES), crowd=_FEW, sizes=(1e5, 1e8), legend=("value", ())):
   """One panel's look.
 
   Args:
@@ -246,7 +247,7 @@ def panel(families, upstream, *, suffix="", width=420, height=320, titled="xy", 
     kinds: the lines that occur in the whole figure, among `LINES`.
     crowd: points in the fullest panel of the figure: marks shrink as it grows.
     sizes: fewest and most parameters in the whole figure.
-    legend: what the legend of `shade` or of the roles says.
+    legend: title of the legend of `shade`, and the values that it marks.
 
   Returns:
     A Vega-Lite view that names its data and holds none.
@@ -342,8 +343,8 @@ def _dots(x, y, families, points, crowd, sizes, legend):
           scale=altair.Scale(domain=list(families), range=[look[name][part] for name in families]))
   elif points == "factor":
     shade = altair.Color("shade:Q", scale=altair.Scale(type="log", scheme=style.SEQUENTIAL),
-                         legend=_bottom(legend or "value", labelExpr=_SHADE_LABEL,
-                                        labelOverlap="greedy", gradientLength=170))
+                         legend=_bottom(legend[0], values=list(legend[1]),
+                                        labelExpr=_SHADE_LABEL, gradientLength=170))
     channels["color"] = altair.condition(f"datum.role != '{RUN}'", shade,
                                          altair.value(style.GREY))
   else:

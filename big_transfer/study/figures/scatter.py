@@ -73,7 +73,7 @@ def titles_of(views):
 
 
 def _figure(points, views, *, title, titles, subtitles, details, columns=3, width=250, height=185,
-            axes="linear", points_style="family", legend=None, key=_KEY):
+            axes="linear", points_style="family", legend=("value", ()), key=_KEY):
   """Several cells side by side under one set of legends; `details` are options of panel_data."""
   runs = panels.Runs(points)
   most = max(_LEAST_MARKS, MOST_MARKS // len(views))
@@ -292,7 +292,8 @@ def controlled(points, tables, factor, shots, *, upstream=None):
   if not views:
     return None
   return _figure(points, views, titles=titles_of(views), details=details, points_style="factor",
-                 subtitles=[""] * len(views), legend=FACTORS[factor],
+                 subtitles=[""] * len(views), legend=(FACTORS[factor], style.shades_legend(np.concatenate(
+                     [options["shades"] for options in details]))),
                  title=f"Scaling {FACTOR_TITLES[factor]} alone, {style.shots_name(shots)}",
                  key="Coloured: runs in series in which nothing else that is known differs. Grey: "
                      "all other runs.")

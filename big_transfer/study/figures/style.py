@@ -157,6 +157,14 @@ def sizes_legend(low, high):
   return within[::-(-len(within) // 4)] if len(within) > 4 else within
 
 
+def shades_legend(values):
+  """Values to mark in the legend of a log colour scale: all of a few, else four from end to end."""
+  known = sorted({float(value) for value in values if np.isfinite(value)})
+  if len(known) <= 4:
+    return tuple(known)
+  return tuple(float(f"{value:.2g}") for value in np.geomspace(known[0], known[-1], 4))
+
+
 def specification(view, datasets):
   """A view with its data and the house's looks: a whole specification."""
   return {"$schema": altair.SCHEMA_URL, "config": copy.deepcopy(_CONFIG),

@@ -40,6 +40,14 @@ function pointRows(cell, axes, {families = null, look = null, lastOnly = false} 
   return all;
 }
 
+/** Values to mark in the legend of a colour scale: all of a few, else four from end to end. */
+function shadeValues(values) {
+  const known = [...new Set(values.filter(value => value > 0))].sort((a, b) => a - b);
+  if (known.length <= 4) return known;
+  const [low, high] = [known[0], known.at(-1)];
+  return [0, 1, 2, 3].map(i => Number((low * (high / low) ** (i / 3)).toPrecision(2)));
+}
+
 /** Lines, {kind: {us, ds}}, as rows with places on the axes. */
 function lineRows(lines, axes, shown, end) {
   const at = FORWARD[axes], rows = [];
@@ -59,7 +67,7 @@ function bandRows(bands, axes, shown, end) {
 }
 
 /** The whole specification of a panel.
-    options: style, axes, lines (a Set), families (a Set), look, lastOnly, shadeTitle, legends,
+    options: style, axes, lines (a Set), families (a Set), look, lastOnly, shadeTitle, shadeValues, legends,
     ofLines and bands (in place of the cell's), width, height. */
 function panelSpec(cell, options) {
   const {style = "family", axes, shown, legends = false} = options;
@@ -72,8 +80,11 @@ function panelSpec(cell, options) {
       for (const part of [encoding, encoding.condition ?? {}]) {
         if (!("legend" in part)) continue;
         if (legends && channel === "size") continue;
-        if (legends && part.field === "shade") part.legend.title = options.shadeTitle;
-        else part.legend = null;
+        if (legends && part.field === "shade") {
+          part.legend = {...part.legend, title: options.shadeTitle, values: options.shadeValues};
+        } else {
+          part.legend = null;
+        }
       }
     }
   }
@@ -102,8 +113,10 @@ function figureSpec(name, wanted, width) {
   fitted.config.legend.orient = narrow ? "bottom" : "right";
   if (inner.width < 400) inner.width = Math.max(150, Math.min(inner.width, width - 110));
   if (fitted.columns) {
+    const names = chosen.map(row => String(row.row ?? row.task ?? "").length);
+    const beside = 70 + 6 * Math.min(30, names.reduce((a, b) => Math.max(a, b), 0));
     const room = width - (narrow ? 0 : 150);
-    fitted.columns = Math.max(1, Math.min(6, Math.floor(room / (inner.width + 70))));
+    fitted.columns = Math.max(1, Math.min(6, Math.floor(room / (inner.width + beside))));
   }
   if (Array.isArray(fitted.facet.sort)) {
     const present = new Set(chosen.map(row => row.panel));

@@ -5,7 +5,8 @@ const SYMBOLS = {circle: "M6 1a5 5 0 1 0 .01 0z", square: "M1.5 1.5h9v9h-9z",
   cross: "M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z", stroke: "M0 4.8h12v2.4H0z"};
 const SHADES = {parameters: "parameters", learning_rate: "learning rate",
   fraction: "share of upstream data", epochs: "epochs"};
-const LEGENDS = {lines: new Set(Object.keys(data.lines))};
+const EVERY_LINE = new Set(Object.keys(data.lines));
+const PLAIN = new Set(data.plain);  // of panels whose points are the matter
 const UPSTREAMS = [...new Set(data.cells.map(cell => cell.upstream))];
 const panels = [];  // lists of small plots: {fill}
 const plots = [];  // single plots
@@ -82,26 +83,28 @@ function mainSpec() {
   const width = $("main").clientWidth;
   return cell && panelSpec(cell, {axes, families, shown, legends: true, width,
     height: Math.max(300, Math.min(520, 0.62 * width)),
-    ...(colour ? {style: "factor", look: byColumn(colour), shadeTitle: SHADES[colour]} : {})});
+    ...(colour ? {style: "factor", look: byColumn(colour), shadeTitle: SHADES[colour],
+      shadeValues: shadeValues(data.runs[colour])} : {})});
 }
 
 const PANELS = {
   all: cell => ({verdict: `${cell.verdict}`, options: {}}),
   held_out: cell => cell.held_out && {verdict: cell.held_out.verdict, options: {
-    style: "role", ofLines: cell.held_out.lines, bands: [], lastOnly: true, shown: LEGENDS.lines,
+    style: "role", ofLines: cell.held_out.lines, bands: [], lastOnly: true, shown: EVERY_LINE,
     look: (run, us) => [us >= Math.fround(cell.held_out.us_from) ? "held out" : RUN, null]}},
   overlay: cell => {
     if (!cell.overlay) return null;
     const marked = new Set(cell.overlay.runs);
     return {verdict: `orange: on the hull of ${cell.overlay.base}`, options: {
-      style: "role", bands: [], lastOnly: true,
+      style: "role", bands: [], lastOnly: true, shown: PLAIN,
       look: run => [marked.has(run) ? "on the hull" : RUN, null]}};
   },
   controlled: (cell, node) => {
     const factor = data.factors[node.querySelector("select").value];
     const values = new Map(factor.runs.map((run, i) => [run, factor.values[i]]));
     return {verdict: "", options: {style: "factor", bands: [], lastOnly: true, legends: true,
-      shadeTitle: factor.title,
+      shown: PLAIN,
+      shadeTitle: factor.title, shadeValues: shadeValues(factor.values),
       look: run => values.has(run) ? ["scaled", values.get(run)] : [RUN, null]}};
   }};
 
@@ -217,7 +220,8 @@ function addTable(node) {
     return;
   }
   const settings = () => ({upstream: choice().upstream, shots: choice().shots});
-  tables.push(new Table(node, data.tables[name], "", settings));
+  const title = node.closest("section").querySelector("h2").textContent;
+  tables.push(new Table(node, data.tables[name], `${title}:`, settings));
 }
 
 start();
