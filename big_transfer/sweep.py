@@ -110,7 +110,7 @@ def trials_of(spec: str, workdir: str | os.PathLike,
                                     "it off the command line, or edit the sweep")
     overrides = common | varied
     key = configuring.identity(name, overrides, configuring.HOUSEKEEPING)
-    label = _label(varied)
+    label = varied.get("name") or _label(varied)
     if key in names:
       raise configuring.ConfigError(f"trials '{names[key]}' and '{label}' of sweep '{spec}' differ "
                                     "only in logging or saving: they would be the same run")
