@@ -31,7 +31,7 @@ error 2 (of the worst: 5). The noise has standard deviation 0.01 on both accurac
     hull, few-near, noise         98/99/89 (82) .080    99/98/94 (88) .052    96/94/99 (80) .041
     all, scatter                  96/94/91 (85) .045    97/90/90 (82) .010    94/89/92 (82) .004
     all, scatter, noise           99/97/97 (92) .058    97/94/94 (90) .014    98/98/96 (90) .007
-    the same, noise not told      99/98/94 (88) .119    98/94/98 (85) .041     66/65/44 (0) .024
+    half-normal, noise not told   99/98/94 (88) .119    98/94/98 (85) .041     66/65/44 (0) .024
     bootstrap, exponential        76/84/34 (15) .035      78/80/5 (0) .005      74/77/0 (0) .001
 
 Shape legend: N points, U runs, R subsamples, B noisy copies, M points of a subsample, P

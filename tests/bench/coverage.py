@@ -128,7 +128,7 @@ def measure(method, kind, design, n, noise, *, sets, resamples, seed):
 def _lines():
   lines = [(f"{kind}, {design.__name__}" + (", noise" if noise else ""), subsampled, kind, design,
             noise) for kind, design in DESIGNS for noise in (0.0, NOISE)]
-  lines.append(("the same, noise not told", untold, "hull", half_normal, NOISE))
+  lines.append(("half-normal, noise not told", untold, "hull", half_normal, NOISE))
   return lines + [("bootstrap, exponential", bootstrapped, "hull", exponential, 0.0)]
 
 
@@ -153,7 +153,7 @@ def main():
                                                                   flags.sets)]
   print(f"nominal {100 * LEVEL:.0f} %; {len(LAWS)} laws x {flags.sets} sets a number: one standard "
         f"error at the nominal\ncoverage is {errors[0]:.1f} points (worst law: {errors[1]:.1f})\n"
-        f"{'runs':26s}" + "".join(f"{n:22d}" for n in flags.runs))
+        f"{'runs':28s}" + "".join(f"{n:22d}" for n in flags.runs))
   with concurrent.futures.ProcessPoolExecutor(flags.jobs) as pool:
     found = [(name, [pool.submit(measure, method, kind, design, n, noise, sets=flags.sets,
                                  resamples=flags.resamples, seed=flags.seed) for n in flags.runs])
@@ -163,7 +163,7 @@ def main():
       for covered, worst, width in (future.result() for future in futures):
         shares = "/".join(f"{100 * share:.0f}" for share in covered)
         cells.append(f"{shares} ({100 * worst:.0f}) {width:.3f}".replace(" 0.", " ."))
-      print(f"{name.replace('_', '-'):26s}" + "".join(f"{cell:>22s}" for cell in cells), flush=True)
+      print(f"{name.replace('_', '-'):28s}" + "".join(f"{cell:>22s}" for cell in cells), flush=True)
   print(f"{time.monotonic() - start:.0f} s")
 
 
