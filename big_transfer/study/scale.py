@@ -19,8 +19,21 @@ _MOST_POINTS = 128
 _RATIOS = (0.03, 0.3, 3.0, 30.0, 1e3)
 # Searches from every start at the middle ratio, then from the best two at every ratio.
 _STEPS, _KEPT = (15, 25), 2
-_EVIDENCE_POINTS = 3.0
 _BISECTIONS = 30
+# Tuned on curves of at most 71 points; beyond, evidence counts as usual, for every point.
+_TEMPERED_POINTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What was tuned, on training rows alone (tests/bench/estimator.py tunes it again).
+
+  Attributes:
+    floor: mean and standard deviation of the prior of the logit of e_inf over the least y.
+    evidence_points: how many points' worth of evidence weighs the forms.
+  """
+  floor: tuple[float, float] = (0.0, 0.8)
+  evidence_points: float = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Curve:
   level: float
   _data: _Data = dataclasses.field(repr=False)
   _path: paths.Path = dataclasses.field(repr=False)
-  _fits: dict[str, paths.Fits] = dataclasses.field(repr=False)
+  _fits: tuple = dataclasses.field(repr=False)  # of (Form, paths.Fits)
 
   def _mixture(self, x_Q):
     """Means (M, Q), standard deviations (M, Q) and weights (M,) of log y at x_Q."""
@@ -70,8 +83,7 @@ class Curve:
     known_HQN = shared_HNQ.swapaxes(1, 2)
     wander_HQ = np.maximum(np.abs(u_Q) - (shared_HNQ ** 2).sum(1), 0.0)
     means, variances, weights = [], [], []
-    for form in scale_forms.FORMS:
-      fits = self._fits[form.name]
+    for form, fits in self._fits:
       mean_HQ, jacobian_HQP = form.evaluate(fits.theta_BP, u_Q, *data.limits)
       mean_HQ = mean_HQ + (known_HQN @ fits.residual_BN[..., None])[..., 0]
       jacobian_HPQ = (jacobian_HQP - known_HQN @ fits.jacobian_BNP).swapaxes(1, 2)
@@ -170,13 +182,23 @@ def _fit_form(form, path, data):
   return fits.take(best_H * ratios + np.arange(ratios))
 
 
-def fit(x_N, y_N, *, level=0.9):
+def weigh(evidence, points, evidence_points):
+  """Weights of forms by log evidence {name: value} of `points` points, tempered.
+
+  Of points along a path, many say hardly more about the form than a few.
+  """
+  told = evidence_points / np.clip(points, evidence_points, _TEMPERED_POINTS)
+  tempered = special.softmax(np.array(list(evidence.values())) * told)
+  return dict(zip(evidence, tempered.tolist(), strict=True))
+
+
+def fit(x_N, y_N, *, level=0.9, settings=Settings()):
   """Fits the curve of a loss or an error rate against a size.
 
   Args:
     x_N: sizes in any unit, in any order: examples seen, size of the data, parameters, operations.
     y_N: the loss or error rate at each, on any scale above 0.
-    level: of the predictive intervals.
+    level: of the predictive intervals. settings: other `Settings` than those chosen here.
 
   Returns:
     A `Curve`.
@@ -198,15 +220,13 @@ def fit(x_N, y_N, *, level=0.9):
   limits = (float(np.exp(logs_N.min())), float(np.exp(logs_N.max())))
   data = _Data(log_x, log_y, logs_N, count_N, limits, shift, noise)
   path = paths.path(u_N - log_x, count_N, _RATIOS)
-  fits, params, evidence = {}, {}, {}
-  for form in scale_forms.FORMS:
+  fits, params, evidence = [], {}, {}
+  for form in scale_forms.forms(settings.floor):
     found = _fit_form(form, path, data)
     scores_H = found.evidence_B - 0.5 * path.log_det_H
     named = form.report(found.theta_BP[scores_H.argmax()], *limits, log_x, log_y)
-    fits[form.name] = found
+    fits.append((form, found))
     params[form.name] = {name: float(value) for name, value in named.items()}
     evidence[form.name] = float(special.logsumexp(scores_H))
-  tempered = special.softmax(np.array(list(evidence.values()))
-                             * min(1.0, _EVIDENCE_POINTS / len(x_N)))
-  weights = dict(zip(evidence, tempered.tolist(), strict=True))
-  return Curve("big_transfer", params, evidence, weights, noise, level, data, path, fits)
+  weights = weigh(evidence, len(x_N), settings.evidence_points)
+  return Curve("big_transfer", params, evidence, weights, noise, level, data, path, tuple(fits))

@@ -19,6 +19,7 @@ were chosen is written in `scale`.
 Shape legend: B fits abreast, P parameters, N points, S starts.
 """
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -195,22 +196,21 @@ def _bnsl_report(theta_P, low, high, log_x, log_y):
           "c_1": np.exp(g), "d_1": np.exp(d + log_x), "f_1": np.exp(h)}
 
 
-# The floor's share of the least y, by its logit; an exponent, a sharpness, by their logarithms.
-_FLOOR, _EXPONENT, _SHARPNESS = (0.0, 1.0), (np.log(0.4), 0.8), (0.0, 1.0)
-# By how much the first level is above the greatest y: e_0 = high (1 + e^b), about 1 to 80 %.
-_EXCESS = (-1.5, 1.5)
+# An exponent and a bend's sharpness, by their logarithms; by how much the first level is above
+# the greatest y, e_0 = high (1 + e^b): 1 to 80 %.
+_EXPONENT, _SHARPNESS, _EXCESS = (np.log(0.4), 0.8), (0.0, 1.0), (-1.5, 1.5)
 
 
-def _form(name, evaluate, starts, report, *prior):
-  mean_P, sd_P = np.array(prior).T
-  return Form(name, evaluate, mean_P, sd_P, starts, report)
-
-
-M2 = _form("M2", _m2, _m2_starts, _m2_report, _FLOOR, (0.0, 3.0), _EXPONENT)
-M3 = _form("M3", _m3, _m3_starts, _m3_report, (0.0, 3.0), _EXPONENT, (0.0, 3.0))
-M4 = _form("M4", _m4, _m4_starts, _m4_report, _FLOOR, _EXCESS, (0.0, 5.0), _EXPONENT, _SHARPNESS)
-SIG = _form("SIG", _sig, _sig_starts, _sig_report, _FLOOR, _EXCESS, (-3.0, 4.0), _EXPONENT,
-            _SHARPNESS)
-BNSL = _form("BNSL", _bnsl, _bnsl_starts, _bnsl_report, _FLOOR, (0.0, 3.0), (-3.0, 4.0),
-             _EXPONENT, _SHARPNESS, (np.log(0.1), 1.5))
-FORMS = (M2, M3, M4, SIG, BNSL)
+@functools.lru_cache(maxsize=32)
+def forms(floor):
+  """The five forms; `floor` is the prior's (mean, sd) of the logit of e_inf over the least y."""
+  parts = [
+      ("M2", _m2, _m2_starts, _m2_report, [floor, (0.0, 3.0), _EXPONENT]),
+      ("M3", _m3, _m3_starts, _m3_report, [(0.0, 3.0), _EXPONENT, (0.0, 3.0)]),
+      ("M4", _m4, _m4_starts, _m4_report, [floor, _EXCESS, (0.0, 5.0), _EXPONENT, _SHARPNESS]),
+      ("SIG", _sig, _sig_starts, _sig_report,
+       [floor, _EXCESS, (-3.0, 4.0), _EXPONENT, _SHARPNESS]),
+      ("BNSL", _bnsl, _bnsl_starts, _bnsl_report,
+       [floor, (0.0, 3.0), (-3.0, 4.0), _EXPONENT, _SHARPNESS, (np.log(0.1), 1.5)])]
+  return tuple(Form(name, evaluate, *np.array(prior).T, starts, report)
+               for name, evaluate, starts, report, prior in parts)
