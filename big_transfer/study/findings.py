@@ -1,7 +1,8 @@
 """What the figures show in the rows at hand, in sentences filled in from the tables.
 
-Each function takes the tables, an upstream dataset and a number of shots, and returns plain text, or
-None where the tables hold nothing of it. Sentences state numbers; they claim no more than these say.
+Each function takes the tables, an upstream dataset and a number of shots, and returns plain text,
+or None where the tables hold nothing of it. Sentences state numbers; they claim no more than these
+say.
 """
 import collections
 
@@ -66,7 +67,8 @@ def overview(tables, upstream, shots):
     text += (f", from {_percent(known[0]['saturation'])} ({_name(known[0])}) to "
              f"{_percent(known[-1]['saturation'])} ({_name(known[-1])})")
   counts = collections.Counter(fit["status"] for fit in hulls)
-  text += f"; for {counts['not identified']} it isn't, and {counts['no fit']} have too little to fit."
+  text += (f"; for {counts['not identified']} it isn't, and {counts['no fit']} have too little to "
+           "fit.")
   both = {}
   for fit in fits:
     if fit["status"] == "ok":
@@ -92,7 +94,8 @@ def shots(tables, upstream, _):
     parts = [f"{_SIGNS[line['parameter']]} rises in {_percent(line['likelihood_up'], 0)} of the "
              f"{line['pairs']} pairs of numbers of shots and falls in "
              f"{_percent(line['likelihood_down'], 0)}"
-             + (f" (mean correlation {line['pearson']:+.2f})" if line["pearson"] is not None else "")
+             + (f" (mean correlation {line['pearson']:+.2f})"
+                if line["pearson"] is not None else "")
              for line in pooled if line["fit"] == fit]
     if parts:
       said.append(f"{words}: {'; '.join(parts)}.")
@@ -116,7 +119,7 @@ def prediction(tables, upstream, shots):
                  for method, values in errors.items()}
       best = collections.Counter(
           min(errors, key=lambda method, task=task: errors[method].get(task, np.inf))
-          for task in {task for values in errors.values() for task in values})
+          for task in sorted({task for values in errors.values() for task in values}))
       said.append(f"{words}: median error over tasks "
                   + ", ".join(f"{method} {value:.4f}" for method, value in sorted(
                       medians.items(), key=lambda item: item[1]))
@@ -212,9 +215,9 @@ def overlay(tables, upstream, shots):
   low, high = min(means, key=means.get), max(means, key=means.get)
   shrinks = sum(len(pairs) > 1 and max(pairs)[1] < min(pairs)[1] for pairs in gaps.values())
   return (f"The runs on the hull of {base} fall short of a task's own hull by "
-          f"{100 * means[low]:.1f} ({low}) to {100 * means[high]:.1f} ({high}) points of accuracy on "
-          f"average. On {shrinks} of {_tasks(len(gaps))} the gap is smaller at the highest upstream "
-          "accuracy than at the lowest.")
+          f"{100 * means[low]:.1f} ({low}) to {100 * means[high]:.1f} ({high}) points of accuracy "
+          f"on average. On {shrinks} of {_tasks(len(gaps))} the gap is smaller at the highest "
+          "upstream accuracy than at the lowest.")
 
 
 def peers(tables, upstream, shots):
@@ -224,9 +227,9 @@ def peers(tables, upstream, shots):
   if not lines:
     return None
   return (f"The best run on one task is the best on another in "
-          f"{_percent(np.mean([line['rank'] == 1 for line in lines]), 0)} of the pairs of tasks, and "
-          f"beats a median {_percent(np.median([line['percentile'] for line in lines]), 0)} of its "
-          "peers there.")
+          f"{_percent(np.mean([line['rank'] == 1 for line in lines]), 0)} of the pairs of tasks, "
+          f"and beats a median {_percent(np.median([line['percentile'] for line in lines]), 0)} of "
+          "its peers there.")
 
 
 FINDINGS = {"overview": overview, "shots": shots, "prediction": prediction,

@@ -141,7 +141,7 @@ def _factors(points, tables):
 
 
 def templates(points, runs, kinds):
-  """Specifications of a panel by style of points and by axes, without data: {style: {axes: spec}}."""
+  """Specifications of a panel without data: {style of points: {axes: specification}}."""
   fullest = int(np.diff(points.first).max())
   made = {}
   for look in panels.STYLES:
@@ -173,8 +173,9 @@ def figures(tables):
     if spec is not None:
       rows = spec.pop("datasets")["rows"]
       # The page has its own headings; and an address, if one that nothing loads, isn't needed.
-      found[name] = {"by": _CHOSEN_BY.get(name, ("upstream", "shots")), "spec": {key: value for key, value in spec.items()
-                              if key not in ("title", "$schema")}, "rows": by_column(rows)}
+      bare = {key: value for key, value in spec.items() if key not in ("title", "$schema")}
+      found[name] = {"by": _CHOSEN_BY.get(name, ("upstream", "shots")), "spec": bare,
+                     "rows": by_column(rows)}
   return found
 
 
@@ -206,4 +207,5 @@ def page_data(points, tables, reference=None):
           "templates": templates(points, runs, sorted(kinds)),
           "looks": style.looks(runs.families),
           "lines": {kind: panels.LINES[kind] for kind in panels.LINES if kind in kinds},
-          "plain": [panels.HULL, panels.LAWS["hull"]], "rare": style.OTHER_FAMILIES, "clip": style.CLIP, "sizes": runs.sizes, "all_last": bool(all(view.last.all() for view in points))}
+          "plain": [panels.HULL, panels.LAWS["hull"]], "rare": style.OTHER_FAMILIES,
+          "clip": style.CLIP, "sizes": runs.sizes}

@@ -33,7 +33,8 @@ SECTIONS = (
              "The robust fit of the same points: Eq. 1 and a quadratic in logits, with errors that "
              "are correlated along upstream accuracy, anchored at the highest. It is this "
              "project's own and meant for predicting beyond the runs; the lines of the table above "
-             "are the paper's plain fits."),
+             "are the paper's plain fits. Its curve is drawn to half-way between the best run and "
+             "an upstream accuracy of 1."),
     )),
     Section("shots", "The number of shots", (
         Part("figure", "irreducible_error",
@@ -82,8 +83,8 @@ SECTIONS = (
              "are intervals."),
         Part("panels", "overlay", "Orange: the runs on one task's upper hull, shown on every other "
              "task.", "overlay"),
-        Part("figure", "peers", "Among runs of like upstream accuracy: for the best run on the task "
-             "of the row, the share of its peers that it beats on the task of the column.",
+        Part("figure", "peers", "Among runs of like upstream accuracy: for the best run on the "
+             "task of the row, the share of its peers that it beats on the task of the column.",
              "peers"),
     )),
     Section("left-out", "What was left out", (

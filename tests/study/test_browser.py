@@ -11,8 +11,8 @@ import subprocess
 import threading
 
 import numpy as np
+import planted_tables
 import pytest
-import test_figures
 
 from big_transfer.study import report
 from big_transfer.study.figures import style
@@ -62,9 +62,9 @@ def driven(page, script, folder, *, size="1200,900", seconds=120):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
   folder = tmp_path_factory.mktemp("browser")
-  points = test_figures.study_points()
-  page = report.write(folder / "report.html", points, test_figures.study_tables(points),
-                      test_figures.CENSUS, shots=10, sources={})
+  points = planted_tables.make_points()
+  page = report.write(folder / "report.html", points, planted_tables.make_tables(points),
+                      planted_tables.CENSUS, shots=10, sources={})
   return points, page, folder
 
 

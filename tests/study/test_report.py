@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import planted_points
+import planted_tables
 import pytest
-import test_figures
 import vl_convert
 
 from big_transfer.study import findings, gather, payload, report
@@ -18,15 +18,15 @@ NASTY = '</script><script>alert("x")</script>'
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-  points = test_figures.study_points()
+  points = planted_tables.make_points()
   names = points.of_runs("run_name")
   names[3] = NASTY
   column = points.runs.column_names.index("run_name")
   odd = type(points)(points.runs.set_column(column, "run_name", [names.tolist()]),
                      points.measured, points.run, points.cells, points.first)
-  tables = test_figures.study_tables(odd)
+  tables = planted_tables.make_tables(odd)
   path = report.write(tmp_path_factory.mktemp("report") / "report.html", odd, tables,
-                      test_figures.CENSUS, shots=10, sources={"table of points": NASTY})
+                      planted_tables.CENSUS, shots=10, sources={"table of points": NASTY})
   return odd, tables, path.read_text()
 
 
@@ -159,7 +159,7 @@ def test_a_fit_that_says_nothing_gives_its_reason():
 def test_runs_without_shots_or_upstream_or_parameters_have_a_page(tmp_path):
   points = planted_points.make(np.linspace(0.1, 0.9, 12), {"a": np.linspace(0.2, 0.6, 12)},
                                shots=None, upstream=None)
-  page = report.write(tmp_path / "r.html", points, {"fits": []}, test_figures.CENSUS, shots=None,
+  page = report.write(tmp_path / "r.html", points, {"fits": []}, planted_tables.CENSUS, shots=None,
                       sources={}).read_text()
   data = page_data(page)
   assert data["cells"][0]["shots"] is None and data["cells"][0]["upstream"] == "upstream"
@@ -177,5 +177,5 @@ def test_the_report_of_a_large_study_stays_below_20_megabytes(tmp_path):
                                model=[f"model {u}" for u in range(5000)],
                                run_name=[f"run {u}" for u in range(5000)])
   assert len(points) == 625_000
-  path = report.write(tmp_path / "r.html", points, {}, test_figures.CENSUS, shots=25, sources={})
+  path = report.write(tmp_path / "r.html", points, {}, planted_tables.CENSUS, shots=25, sources={})
   assert path.stat().st_size < 12e6  # 8 MB more are left to the tables

@@ -32,7 +32,8 @@ def catalogue(points, tables, *, shots, which="all", reference=None):
   if which == "main":
     return
   for axes in ("log", "logit"):
-    yield f"overview_{axes}", scatter.overview(points, tables, shots, axes=axes, reference=reference)
+    yield f"overview_{axes}", scatter.overview(points, tables, shots, axes=axes,
+                                               reference=reference)
   yield "all_runs", scatter.all_runs(points)
   made = {
       "irreducible_error": trends.irreducible_error(tables),

@@ -75,7 +75,7 @@ def verdict(lines):
 
 
 def end_of_lines(us_N, axes):
-  """The upstream accuracy at which lines end: 1, or a little beyond the runs on axes without a 1."""
+  """The upstream accuracy at which lines end: 1, or beyond the runs on axes that have no 1."""
   return 1.0 if axes == "linear" else 1.0 - (1.0 - float(us_N.max())) / 2.0
 
 
@@ -352,4 +352,5 @@ def _dots(x, y, families, points, crowd, sizes, legend):
                                          altair.value(style.GREY))
   return altair.Chart(altair.NamedData(name="points")).mark_point(
       # A description of each of thousands of marks would be most of an SVG, and read by nobody.
-      filled=True, aria=altair.Undefined if crowd < 500 else False, stroke="white", strokeWidth=0.5 if crowd < 500 else 0.2).encode(**channels)
+      filled=True, aria=altair.Undefined if crowd < 500 else False, stroke="white",
+      strokeWidth=0.5 if crowd < 500 else 0.2).encode(**channels)

@@ -19,7 +19,7 @@ _LEAST_MARKS = 300  # of a panel
 
 
 def fits_by_cell(tables):
-  """The lines of fits of each cell, {cell: list}, the robust ones among them where there are any."""
+  """The lines of fits of each cell, {cell: list}, robust ones included."""
   grouped = {}
   for line in [*tables.get("fits", ()), *tables.get("robust", ())]:
     grouped.setdefault(cell_of(line), []).append(line)
@@ -86,7 +86,8 @@ def _figure(points, views, *, title, titles, subtitles, details, columns=3, widt
     titled = ("y" if i % columns == 0 else "") + ("x" if i + columns >= len(views) else "")
     look = panels.panel(runs.families, view.cell.upstream, suffix=f"_{i}", width=width,
                         height=height, titled=titled, axes=axes, points=points_style,
-                        kinds=sorted(kinds), crowd=min(fullest, most), sizes=runs.sizes, legend=legend)
+                        kinds=sorted(kinds), crowd=min(fullest, most), sizes=runs.sizes,
+                        legend=legend)
     made.append(look | {"title": {"text": titles[i]} | (
         {"subtitle": subtitles[i]} if subtitles[i] else {})})
     datasets |= {f"{name}_{i}": rows for name, rows in data[i].items()}
@@ -102,10 +103,16 @@ def _figure(points, views, *, title, titles, subtitles, details, columns=3, widt
 
 
 def robust_curves(tables):
-  """The curves of the robust fits, {cell: [(kind, us, ds)]}."""
+  """The curves of the robust fits, {cell: [(kind, us, ds)]}.
+
+  They end half-way between the best run upstream and 1: beyond, the interval of a prediction soon
+  spans all accuracies, and a line alone would hide that.
+  """
+  ends = {cell_of(line): (1.0 + line["us_high"]) / 2.0 for line in tables.get("robust", ())}
   grouped = {}
   for line in tables.get("robust_curves", ()):
-    grouped.setdefault(cell_of(line), []).append((line["us"], line["ds"]))
+    if line["us"] <= ends.get(cell_of(line), 1.0):
+      grouped.setdefault(cell_of(line), []).append((line["us"], line["ds"]))
   return {cell: [(panels.LAWS["robust"], *np.array(sorted(pairs)).T)]
           for cell, pairs in grouped.items()}
 
@@ -259,7 +266,8 @@ def held_out(view, tables):
             for kind in lines]
   words = ", ".join(f"{kind} {line['prediction_rmse']:.3f}" for kind, line in lines.items())
   roles = np.where(low_N, panels.RUN, "held out").tolist()
-  return {"fits": [], "others": others, "roles": roles, "us_from": us_from}, f"error held out: {words}"
+  options = {"fits": [], "others": others, "roles": roles, "us_from": us_from}
+  return options, f"error held out: {words}"
 
 
 def controlled(points, tables, factor, shots, *, upstream=None):
@@ -291,9 +299,9 @@ def controlled(points, tables, factor, shots, *, upstream=None):
                                if fit["fit"] == "hull"]})
   if not views:
     return None
+  marked = style.shades_legend(np.concatenate([options["shades"] for options in details]))
   return _figure(points, views, titles=titles_of(views), details=details, points_style="factor",
-                 subtitles=[""] * len(views), legend=(FACTORS[factor], style.shades_legend(np.concatenate(
-                     [options["shades"] for options in details]))),
+                 subtitles=[""] * len(views), legend=(FACTORS[factor], marked),
                  title=f"Scaling {FACTOR_TITLES[factor]} alone, {style.shots_name(shots)}",
                  key="Coloured: runs in series in which nothing else that is known differs. Grey: "
                      "all other runs.")

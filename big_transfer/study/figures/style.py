@@ -188,7 +188,8 @@ def faceted(chart, rows, *, title, subtitle="", by="panel", columns=4, share=(),
   """
   # Not validated: that takes most of the time, and a test validates.
   view = chart.to_dict(validate=False)
-  view = {key: value for key, value in view.items() if key not in ("$schema", "config", "data", "datasets")}
+  view = {key: value for key, value in view.items()
+          if key not in ("$schema", "config", "data", "datasets")}
   for layer in view.get("layer", ()):
     layer.pop("data", None)  # altair names an empty dataset, which would hide the facet's
   scales = {side: "shared" if side in share else "independent" for side in ("x", "y")}

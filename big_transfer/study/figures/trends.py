@@ -112,7 +112,8 @@ def parameters(tables, *, upstream=None):
                axis=altair.Axis(tickCount=4, format="~g"))
   chart = altair.layer(
       altair.Chart().mark_line(strokeWidth=1.3).encode(
-          x=_shots_axis(lines, "shots a class"), y=y, color=colour, strokeDash=channels["strokeDash"]),
+          x=_shots_axis(lines, "shots a class"), y=y, color=colour,
+          strokeDash=channels["strokeDash"]),
       altair.Chart().mark_point(filled=True, size=40, opacity=1).encode(
           x=_shots_axis(lines, "shots a class"), y=y, color=colour, shape=channels["shape"],
           tooltip=["panel:N", "upstream:N", "fit:N", "shots:Q", "parameter:N",

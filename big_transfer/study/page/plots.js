@@ -14,7 +14,8 @@ const IDENTITY = ["model", "parameters", "run", "run_id", "learning_rate", "frac
 const identity = run => Object.fromEntries(
   IDENTITY.map(name => [name, valueAt(data.runs[name], run)]));
 
-/** The points of a cell as rows. `look` gives a run's role and shade: (run, us) => [role, shade]. */
+/** The points of a cell as rows. `look` gives a run's role and shade:
+    (run, us) => [role, shade]. */
 function pointRows(cell, axes, {families = null, look = null, lastOnly = false} = {}) {
   const {runs, evaluations} = data, at = FORWARD[axes], rows = [], out = [];
   const evaluation = unpacked(cell.evaluation), ds = unpacked(cell.ds);
@@ -67,8 +68,8 @@ function bandRows(bands, axes, shown, end) {
 }
 
 /** The whole specification of a panel.
-    options: style, axes, lines (a Set), families (a Set), look, lastOnly, shadeTitle, shadeValues, legends,
-    ofLines and bands (in place of the cell's), width, height. */
+    options: style, axes, lines (a Set), families (a Set), look, lastOnly, shadeTitle, shadeValues,
+    legends, ofLines and bands (in place of the cell's), width, height. */
 function panelSpec(cell, options) {
   const {style = "family", axes, shown, legends = false} = options;
   const spec = structuredClone(data.templates[style][axes]);
@@ -157,7 +158,8 @@ class Plot {
       this.view?.finalize();
       this.view = result ? result.view : null;
       this.node.style.minHeight = "";
-      this.node.replaceChildren(spec ? room : made("p", "Nothing to show for this choice.", "soft"));
+      this.node.replaceChildren(
+        spec ? room : made("p", "Nothing to show for this choice.", "soft"));
       this.node.dataset.drawn = String(turn);
       this.after?.(this.view);
       // Between two plots the page may answer its reader.

@@ -3,12 +3,14 @@ const MOST_ROWS = 300;
 
 function shownNumber(value) {
   if (Number.isInteger(value)) return value.toLocaleString("en").replaceAll(",", " ");
-  return Math.abs(value) < 1e-3 ? value.toExponential(1) : value.toFixed(Math.abs(value) < 10 ? 4 : 1);
+  const size = Math.abs(value);
+  return size < 1e-3 ? value.toExponential(1) : value.toFixed(size < 10 ? 4 : 1);
 }
 
 function compared(a, b) {
   if (a === null || b === null) return (a === null) - (b === null);  // what is unknown comes last
-  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+  return typeof a === "number" && typeof b === "number" ? a - b
+    : String(a).localeCompare(String(b));
 }
 
 /** A table in a node. `wanted` gives the choice, {upstream, shots}; null: no choice to make. */
@@ -30,8 +32,9 @@ class Table {
         : sign * compared(a[name], b[name]));
     }
     const table = made("table"), body = made("tbody");
-    table.append(made("caption", `${this.caption} ${rows.length} line${rows.length === 1 ? "" : "s"}`
-      + (rows.length > this.most ? `, of which the first ${this.most} are shown.` : ".")),
+    const lines = `${rows.length} line${rows.length === 1 ? "" : "s"}`;
+    const cut = rows.length > this.most ? `, of which the first ${this.most} are shown.` : ".";
+    table.append(made("caption", `${this.caption} ${lines}${cut}`),
       this.head(), body);
     for (const row of rows.slice(0, this.most)) body.append(this.line(row));
     const wide = made("div", "", "wide");
@@ -43,7 +46,8 @@ class Table {
   head() {
     const line = made("tr");
     this.names.forEach((name, i) => {
-      const cell = made("th", "", this.isText[i] ? "t" : ""), button = made("button", this.heads[i]);
+      const cell = made("th", "", this.isText[i] ? "t" : "");
+      const button = made("button", this.heads[i]);
       cell.scope = "col";
       button.type = "button";
       const now = this.sorted?.name === name ? this.sorted.sign : 0;
