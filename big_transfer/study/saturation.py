@@ -27,6 +27,8 @@ MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade
 # paper's reach 0.59.)
 MIN_REACH = 0.4
 # A hull that moves by less, in accuracy, is called flat: a saturation value is then where it lies.
+# A run that far above the saturation value of its own hull, in accuracy, belies the law.
+MISFIT = 0.02
 FLAT = 0.03
 _MANY = 50_000  # points: fewer are fitted in the time that it takes to start another process
 
@@ -170,6 +172,12 @@ def _doubt(line):
             "speak of 1")
   if line["saturation"] > 1.0 - 1e-6 and best < 0.95:
     return "the law fits best with no irreducible error, so no saturation is seen"
+  if line["fit"] == "hull" and best > line["saturation"] + max(MISFIT, 3.0 * (line["noise"] or 0)):
+    return (f"the best run, {best:.3f}, lies above the law's saturation value, "
+            f"{line['saturation']:.3f}: Eq. 1 does not describe this hull")
+  if line["alpha"] < 1.02 * laws.SATURATING.parameters["alpha"][0]:
+    return (f"the law fits best with the least exponent allowed, {line['alpha']:.2g}: it rises with "
+            "no end in sight")
   if high - low <= 0.05:
     return None
   ends = f"the interval, {low:.2f} to {high:.2f}, covers "
@@ -305,7 +313,8 @@ def summary(points, fits):
     if words == "ok":
       words = (f"{fit['saturation']:.3f} [{fit['saturation_low']:.3f}, "
                f"{fit['saturation_high']:.3f}]" + (", flat" if fit["hull_rise"] < FLAT else ""))
-    extra = [part for part in (view.cell.variant, view.cell.setting) if part and part != "fewshot"]
+    extra = [part for part in (view.cell.variant, view.cell.setting)
+             if part and part not in table.USUAL]
     lines.append(view.cell._asdict() | {
         "name": " ".join(str(part) for part in [view.cell.task, *extra]),
         "spearman": {family: rank for family, rank in ranks.items() if rank is not None},

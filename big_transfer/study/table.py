@@ -60,6 +60,7 @@ class Cell(typing.NamedTuple):
 
 
 CELL = Cell._fields
+USUAL = ("fewshot", "full")  # a setting and a variant that names of cells need not say
 CELL_COLUMNS = {name: COLUMNS[name] for name in CELL}
 MEASURED_COLUMNS = {
     "step": ("BIGINT", "optimiser steps taken when both accuracies were measured"),

@@ -209,8 +209,10 @@ def test_runs_far_from_saturation_are_not_identified():
 
 def test_an_interval_that_spans_everything_is_not_identified():
   us_N = np.linspace(0.1, 0.6, 24)
-  for slope, noise, words in [(0.3, 0.04, "no irreducible error"), (0.05, 0.1, "covers ")]:
-    ds_N = 0.2 + slope * us_N + np.random.default_rng(0).normal(0, noise, 24)
+  for slope, noise, seed, words in [
+      (0.3, 0.04, 0, "no irreducible error"), (0.05, 0.1, 0, "least exponent"),
+      (0.1, 0.1, 2, "covers all"), (0.3, 0.15, 2, "covers most")]:
+    ds_N = 0.2 + slope * us_N + np.random.default_rng(seed).normal(0, noise, 24)
     on_all = saturation.fits(_points(us_N, ds_N), resamples=100)[1]
     assert on_all["status"] == "not identified" and words in on_all["reason"]
     assert on_all["saturation_high"] - on_all["saturation_low"] > 0.1
@@ -245,3 +247,10 @@ def test_bad_arguments_are_named():
     saturation.fit_points("hul", [0.1], [0.2])
   with pytest.raises(ValueError, match="at least 10 runs"):
     saturation.interval("all", [0.1], [0.2])
+
+
+def test_a_hull_that_its_law_does_not_describe_is_not_identified():
+  # Downstream accuracy falls as upstream rises: the law can but lie flat, below the best run.
+  us_N = np.linspace(0.05, 0.95, 30)
+  on_hull = saturation.fits(_points(us_N, 0.8 - 0.2 * us_N), resamples=40)[0]
+  assert on_hull["status"] == "not identified" and "does not describe" in on_hull["reason"]

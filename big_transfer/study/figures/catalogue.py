@@ -1,6 +1,7 @@
 """All figures that a study's tables allow, by the names of their files."""
 import re
 
+from big_transfer.study import table
 from big_transfer.study.figures import matrices, scatter, style, trends
 
 CHOICES = ("all", "main")
@@ -65,7 +66,7 @@ def _of_upstream(points, tables, shots, upstream):
 
 def _file_name(task, several):
   upstream, *rest = task
-  words = ([upstream] if several else []) + [part for part in rest if part != "fewshot"]
+  words = ([upstream] if several else []) + [part for part in rest if part not in table.USUAL]
   return _clean("_".join(str(word) for word in words if word)) or "task"
 
 

@@ -4,6 +4,7 @@ As in `trends`, without `upstream` and `shots` the rows of a specification hold 
 """
 import altair
 
+from big_transfer.study import table
 from big_transfer.study.figures import style
 
 _WORDS = 14  # tasks: with more, no numbers are written into the squares
@@ -22,7 +23,7 @@ def _name(task):
 def _panel(line):
   """What a matrix is of, where several are side by side."""
   extra = [str(line[name]) for name in ("variant", "setting")
-           if line[name] and line[name] != "fewshot"]
+           if line[name] and line[name] not in table.USUAL]
   return ", ".join([line["upstream"] or "upstream", *extra])
 
 

@@ -314,7 +314,7 @@ def _ground(upstream, titled, axes, kinds):
 
 
 # Shares of the data are up to 1, parameters and examples many; epochs are in between.
-_SHADE_LABEL = "format(datum.value, datum.value < 1000 ? '.3~g' : '~s')"
+_SHADE_LABEL = "format(datum.value, datum.value < 1000 ? '.3~g' : '.3~s')"
 
 
 def _dots(x, y, families, points, crowd, sizes, legend):

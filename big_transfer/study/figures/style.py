@@ -15,7 +15,7 @@ import altair
 import numpy as np
 import vl_convert
 
-from big_transfer.study import methods
+from big_transfer.study import methods, table
 
 CLIP = methods.CLIP  # of errors, and of accuracies in logits: their axes have no end
 
@@ -51,7 +51,7 @@ _CONFIG = {
 def cell_name(cell):
   """A cell's task, with variant and setting where they say more, for titles."""
   _, task, variant, setting = tuple(cell)[:4]
-  extra = [part for part in (variant, setting) if part and part != "fewshot"]
+  extra = [part for part in (variant, setting) if part and part not in table.USUAL]
   name = str(task or "task").replace("_", " ")
   return name + (f" ({', '.join(extra)})" if extra else "")
 
