@@ -9,9 +9,9 @@ minimum with a probability q(rho), and the minimum lies tau b(rho) below the mea
 functions; a share p of repeated values among points k measurements apart gives q = 1 - p^(1 / k),
 so rho, so tau and the shortfall.
 
-Noise that is correlated repeats fewer values, and is underestimated. With planted noise of 1 and
-3 %, 15 to 250 measurements, independent or correlated, tau came out within a factor of 1.6
-wherever a fifth of the points or more were repeated.
+Noise that is correlated repeats fewer values, and may be underestimated. With planted noise of 3 %
+and 15, 40 and 250 measurements, the mean of tau over 60 curves was .032, .031 and .031; with
+correlations of 0.7 between neighbours .016, .024 and .035.
 """
 import functools
 

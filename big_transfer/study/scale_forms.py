@@ -12,8 +12,8 @@ Five forms, each level or falling everywhere:
   SIG, a sigmoid power law, y = e_inf + (e_0 - e_inf) (1 + (x / d)^(1 / f))^(-c f), which leaves
     the level e_0 by a bend at d and is a power law towards e_inf beyond it: BNSL with c_0 = 0.
 
-The priors say that a fraction of the last loss is irreducible, about half (0.12 to 0.88 within
-two standard deviations), and that exponents lie about 0.4 (0.08 to 2); the rest is wide. How they
+The priors say that a share of the least loss is irreducible, about half (0.17 to 0.83 within two
+standard deviations as shipped), and that exponents lie about 0.4 (0.08 to 2); the rest is wide. How they
 were chosen is written in `scale`.
 
 Shape legend: B fits abreast, P parameters, N points, S starts.

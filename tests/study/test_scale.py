@@ -245,6 +245,6 @@ def test_published_curves_are_predicted_as_well_as_is_said():
     errors.append(np.sqrt(np.mean(np.log(curve.predict(x_Q) / y_Q) ** 2)))
     covered.append(np.mean((low_Q <= y_Q) & (y_Q <= high_Q)))
   assert len(errors) == 72
-  assert np.mean(errors) < 0.032
+  assert np.mean(errors) < 0.0308
   assert 0.85 < np.mean(covered) < 0.95
   assert time.process_time() - started < 72 * 0.1  # seconds; 0.04 a curve when nothing else runs
