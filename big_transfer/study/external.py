@@ -126,6 +126,9 @@ def read(files, columns, *, join=(), scale="auto", values="accuracy", steps="las
     if "us" in sources:
       lost.rows("us IS NULL", "no accuracy upstream")
     grouping.number_runs(database, sources)
+    if "step" in sources:  # beside other steps of its run, it could be any
+      lost.rows("step IS NULL AND run_number IN (SELECT run_number FROM measured WHERE step IS NOT "
+                "NULL)", "no step, in a run with steps")
     if "us_task" in sources:
       grouping.take_upstream(database, sources["us_task"][0].constant)
       lost.rows("us IS NULL", "no accuracy upstream (no row of the upstream task)")
@@ -134,7 +137,7 @@ def read(files, columns, *, join=(), scale="auto", values="accuracy", steps="las
                        f"has both; left out: {lost.words()}")
     grouping.check(database, sources)
     points = grouping.points(database, sources, steps)
-    doubts = tuple(_doubts(database, kinds))
+    doubts = (*_doubts(database, kinds), *filter(None, [grouping.averaged(database, sources)]))
   census = gather.Census(tuple(files), points.runs.num_rows, lost.counted(),
                          sum(sheet.rows for sheet in together.sheets), doubts)
   return Read(points, lost.lines, census)
@@ -204,7 +207,8 @@ def _check_numbers(database, sources, labels):
           f"SELECT {text}_source, {text} FROM laid WHERE bare({text}) IS NOT NULL AND ({wrong}) "
           "ORDER BY place LIMIT 1").fetchone()
       if found:
-        expected = {"count": "a whole number", "share": "a share from 0 to 1 (or say :percent)",
+        expected = {"count": f"a whole number up to {_MOST:.0e}",
+                    "share": "a share from 0 to 1 (or say :percent)",
                     "number": "a number of at least 0", "error bar": "a number of at least 0"}[kind]
         raise ValueError(f"{found[0] or '--columns'}: column {labels[role][number] or role}: "
                          f"expected {expected}, got {found[1]!r}; correct it")
@@ -225,9 +229,11 @@ def _number(role, source, text):
 
 
 def _counts(database, text):
-  """(numbers, of these above 1, texts with a percent sign) in a column of `laid`."""
-  return database.execute(f"SELECT count(number({text})), count(*) FILTER (number({text}) > 1), "
-                          f"count(*) FILTER (contains({text}, '%')) FROM laid").fetchone()
+  """(finite numbers, of these above 1, texts with a percent sign) in a column of `laid`."""
+  return database.execute(
+      "SELECT count(*) FILTER (isfinite(x)), count(*) FILTER (isfinite(x) AND x > 1), "
+      f"count(*) FILTER (contains(t, '%')) FROM (SELECT {text} AS t, number({text}) AS x FROM laid)"
+      ).fetchone()
 
 
 def _measure(database, sources, kinds):

@@ -16,6 +16,10 @@ OF_A_CELL = ("task", "variant", "setting", "shots", "step", "seed")
 _OF_A_RUN = ("upstream", *(role for role, known in mapping.ROLES.items()
                            if known.target and role != "upstream"))
 
+# Of several it is rounded, since the order of a sum's terms moves its last digits, and equals must
+# stay equal: ranks and hulls tell them apart.
+_MEAN = "if(count(*) > 1, round(avg(ds), 12), any_value(ds))"
+
 
 def _known(database):
   return [name for name, *_ in database.execute("DESCRIBE measured").fetchall()]
@@ -37,12 +41,21 @@ def number_runs(database, sources):
                    f"{', '.join(identity)}) AS run_number FROM measured")
 
 
+def _error_of_mean(known):
+  """SQL for the standard error of a mean: from stated ones where every seed has one."""
+  seeds = "stddev_samp(ds) / sqrt(count(*))"
+  return seeds if "ds_error" not in known else (
+      f"CASE WHEN count(ds_error) < count(*) THEN {seeds} "
+      "ELSE sqrt(sum(ds_error * ds_error)) / count(*) END")
+
+
 def take_upstream(database, task):
   """Gives `measured` the columns us and us_error from the rows of one of its tasks.
 
   Raises:
-    ValueError: no such task.
+    ValueError: no such task, or one measured in several ways, of which none is the upstream one.
   """
+  known = _known(database)
   tasks = [name for name, in database.execute(
       "SELECT DISTINCT task FROM measured ORDER BY task").fetchall()]
   if task not in tasks:
@@ -50,12 +63,19 @@ def take_upstream(database, task):
     raise ValueError(f"--columns: us_task:={task}: no such task; "
                      + (f"did you mean {near[0]}? " if near else "")
                      + f"tasks are {', '.join(tasks)}")
-  keys = "run_number, step" if "step" in _known(database) else "run_number"
+  keys = "run_number, step" if "step" in known else "run_number"
+  for role in ("variant", "setting", "shots"):
+    found = role in known and database.execute(
+        f"SELECT min({role}), max({role}) FROM measured WHERE task = ? GROUP BY {keys} "
+        f"HAVING count(DISTINCT {role}) > 1 LIMIT 1", [task]).fetchone()
+    if found:
+      raise ValueError(f"--columns: us_task:={task}: runs have it with {role} {found[0]} and "
+                       f"{found[1]}, but one accuracy upstream; leave the rows of all but one out "
+                       "of the table")
   database.execute(
       "CREATE OR REPLACE TABLE measured AS "
       "SELECT * FROM (SELECT * FROM measured WHERE task <> $1) LEFT JOIN ("
-      f"SELECT {keys}, avg(ds) AS us, "
-      "CASE WHEN count(*) > 1 THEN stddev_samp(ds) / sqrt(count(*)) END AS us_error "
+      f"SELECT {keys}, {_MEAN} AS us, {_error_of_mean(known)} AS us_error "
       f"FROM measured WHERE task = $1 GROUP BY {keys}) USING ({keys})", [task])
 
 
@@ -86,6 +106,21 @@ def check(database, sources):
                        "in one run; leave one out, or tell the runs apart, with run=COLUMN|COLUMN")
 
 
+def averaged(database, sources):
+  """A sentence on rows that were taken for seeds though nothing says so, or None."""
+  if "seed" in sources:
+    return None
+  cell = [role for role in OF_A_CELL if role in _known(database)]
+  number, one, other = database.execute(
+      "SELECT count(*), arg_min(one, place), arg_min(other, place) FROM (SELECT min(place) AS "
+      "place, arg_min(source, place) AS one, arg_max(source, place) AS other FROM measured GROUP "
+      f"BY {', '.join(['run_number', *cell])} HAVING count(*) > 1)").fetchone()
+  return number and (
+      f"{number} of the points are the mean of several rows (such as {one} and {other}), taken "
+      "for seeds of one run; if they are runs, tell them apart, with run=COLUMN|COLUMN; if seeds, "
+      "say seed=COLUMN")
+
+
 def _runs(database, sources):
   """An Arrow table of runs, and table `named` with their run_id by run_number."""
   known = _known(database)
@@ -95,10 +130,11 @@ def _runs(database, sources):
   columns = [("max(epochs)" if role == "epochs" else
               f"first({role} ORDER BY place) FILTER ({role} IS NOT NULL)")
              + f" AS {mapping.ROLES[role].target}" for role in _OF_A_RUN if role in known]
-  # A name that several runs share gets a number, in the order of the rows.
+  # A name that several runs share gets a number, in the order of the rows; so does one that ends
+  # like such a number, lest it be another's.
   database.execute(
       "CREATE TABLE named AS SELECT *, run_name || CASE "
-      "WHEN count(*) OVER (PARTITION BY run_name) > 1 THEN "
+      "WHEN count(*) OVER (PARTITION BY run_name) > 1 OR regexp_matches(run_name, ' #\\d+$') THEN "
       "' #' || row_number() OVER (PARTITION BY run_name ORDER BY place, run_number) ELSE '' END "
       "AS run_id FROM (SELECT run_number, min(place) AS place, "
       f"first(coalesce({name}, folder) ORDER BY place) AS run_name, "
@@ -111,10 +147,6 @@ def points(database, sources, steps):
   """`table.Points` of `measured`; see `external.read`."""
   runs, known = _runs(database, sources), _known(database)
   cell = [name for name in ("task", "variant", "setting", "shots", "step") if name in known]
-  ds_error = "stddev_samp(ds) / sqrt(count(*))"
-  if "ds_error" in known:  # stated ones count, where every seed has one
-    ds_error = (f"CASE WHEN count(ds_error) < count(*) THEN {ds_error} "
-                "ELSE sqrt(sum(ds_error * ds_error)) / count(*) END")
   us_error = "NULL"
   if "test_examples" in known:
     us_error = "sqrt(any_value(us) * (1 - any_value(us)) / nullif(any_value(test_examples), 0))"
@@ -124,7 +156,8 @@ def points(database, sources, steps):
   last = "step = max(step) OVER (PARTITION BY run_number)" if "step" in known else "true"
   measured = database.execute(
       f"WITH grouped AS (SELECT run_number, {', '.join(cell)}, any_value(us) AS us, "
-      f"{us_error} AS us_error, avg(ds) AS ds, {ds_error} AS ds_error, {ds_seeds} AS ds_seeds "
+      f"{us_error} AS us_error, {_MEAN} AS ds, {_error_of_mean(known)} AS ds_error, "
+      f"{ds_seeds} AS ds_seeds "
       f"FROM measured GROUP BY {', '.join(['run_number', *cell])}), "
       f'dated AS (SELECT *, coalesce({last}, true) AS "last" FROM grouped) '
       "SELECT * EXCLUDE (run_number) FROM dated "

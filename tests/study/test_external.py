@@ -158,6 +158,47 @@ def test_the_last_step_counts_or_every_one_and_upstream_can_be_a_task(tmp_path):
     external.read([path], columns.replace("inet", "inte"))
 
 
+def test_a_row_without_a_step_is_left_out_beside_others_of_its_run(tmp_path):
+  path = _file(tmp_path, "model,step,us,acc\na,1,.2,.3\na,2,.4,.5\na,,.1,.2\nb,,.3,.4\n")
+  read = external.read([path], "us=us,ds=acc,model=model,step=step")
+  assert [(line["run_id"], line["step"], line["us"]) for line in _lines(read)] == [
+      ("a", 2, 0.4), ("b", None, 0.3)]
+  assert read.census.left_out == {"no step, in a run with steps": 1}
+
+
+def test_an_upstream_task_is_measured_in_one_way_and_keeps_its_stated_error(tmp_path):
+  rows = "model,task,shots,acc,se\na,inet,{},.5,.02\na,inet,25,.7,.02\na,pets,25,.6,.03\n"
+  columns = "us_task:=inet,task=task,ds=acc,ds_error=se,model=model,shots=shots"
+  with pytest.raises(ValueError, match="us_task:=inet: runs have it with shots 1 and 25"):
+    external.read([_file(tmp_path, rows.format(1))], columns)
+  line, = _lines(external.read([_file(tmp_path, rows.format(25))], columns))
+  assert line["us"] == pytest.approx(0.6)
+  assert line["us_error"] == pytest.approx(0.02 / math.sqrt(2)) and line["ds_error"] == 0.03
+
+
+def test_rows_taken_for_seeds_though_nothing_says_so_are_a_warning(tmp_path):
+  path = _file(tmp_path, "model,seed,us,acc\na,1,.5,.3\na,2,.5,.4\nb,1,.6,.5\n")
+  doubt, = external.read([path], "us=us,ds=acc,model=model").census.warnings
+  assert "1 of the points are" in doubt and f"{path}:2 and {path}:3" in doubt
+  assert not external.read([path], "us=us,ds=acc,model=model,seed=seed").census.warnings
+
+
+def test_numbered_names_are_never_another_runs(tmp_path):
+  path = _file(tmp_path, "model,us,acc\nm,.1,.2\nm,.2,.3\nm #1,.3,.4\n")
+  read = external.read([path], "us=us,ds=acc,model=model")
+  assert [(line["run_id"], line["us"]) for line in _lines(read)] == [
+      ("m #1", 0.1), ("m #1 #1", 0.3), ("m #2", 0.2)]
+
+
+def test_equal_means_are_equal_whatever_the_order_of_their_seeds(tmp_path):
+  path = _file(tmp_path, "model,seed,us,acc\n" + "".join(
+      f"{model},{seed},{us},{acc}\n" for model, us, accs in (("a", .5, (.1, .2, .3)),
+                                                           ("b", .6, (.3, .2, .1)))
+      for seed, acc in enumerate(accs)))
+  one, other = _lines(external.read([path], "us=us,ds=acc,model=model,seed=seed"))
+  assert (.1 + .2 + .3) != (.3 + .2 + .1) and one["ds"] == other["ds"]
+
+
 def test_files_are_joined_and_a_long_one_may_repeat_its_key(tmp_path):
   wide = _file(tmp_path, "model,top1,size\na,80,5\nb,70,6\nc,60,7\n", "models.csv")
   long = _file(tmp_path, "model,task,top1\na,x,10\na,y,20\nb,x,30\nd,x,40\n", "results-a.csv")
@@ -200,9 +241,9 @@ def test_files_of_the_same_columns_are_stacked_and_can_name_the_task(tmp_path):
     ("us=word,ds=acc", "csv:3: column word: .*got 'high'"),
     ("us=neg,ds=acc", "csv:2: column neg: .*got '-1'"),
     ("us=mixed,ds=acc", "column mixed: 1 of 3 values are above 1.*mixed:percent or mixed:fract"),
-    ("us=us,ds=acc,shots=word", "csv:3: column word: expected a whole number, got 'high'"),
-    ("us=us,ds=acc,params=half", "csv:2: column half: expected a whole number, got '2.5'"),
-    ("us=us,ds=acc,params=huge:T", "column huge: expected a whole number, got '1e30'"),
+    ("us=us,ds=acc,shots=word", "csv:3: column word: expected a whole number up to 9e.18, got 'high'"),
+    ("us=us,ds=acc,params=half", "csv:2: column half: expected a whole number up to 9e.18, got '2.5'"),
+    ("us=us,ds=acc,params=huge:T", "column huge: expected a whole number up to 9e.18, got '1e30'"),
     ("us=us,ds=acc,fraction=us", "expected a share from 0 to 1"),
     ("us=us,ds=none", "none has both; left out: 3 no accuracy downstream"),
     ("us=us,ds=acc,params=us:Q", "params takes K, M, B or T, got 'Q'"),
