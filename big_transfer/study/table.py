@@ -289,10 +289,11 @@ def points(rows, *, steps="last", l2=L2):
   return assemble(runs, measured)
 
 
-# A probe's standard error is over its seeds: what a new draw of shots would change.
+# A probe's standard error is over its seeds: what a new draw of shots would change. Means are
+# rounded: the order of a sum's terms moves its last digits, and equals must stay equal, for ranks.
 _MEASURED = """
 WITH probes AS (
-  SELECT run_id, step, task, variant, setting, shots, avg(value) AS ds,
+  SELECT run_id, step, task, variant, setting, shots, round(avg(value), 12) AS ds,
          stddev_samp(value) / sqrt(count(value)) AS ds_error,
          count(DISTINCT coalesce(seed, 0)) AS ds_seeds, min(examples_used) AS examples_used,
          any_value(upstream_test_examples) AS held_out
