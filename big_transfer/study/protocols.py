@@ -81,14 +81,8 @@ class _Split:
 
   def problem(self):
     """Why no law can be fitted to what remains, in words, or None."""
-    if self.runs < saturation.MIN_RUNS:
-      return (f"{self.runs} run{'s' * (self.runs != 1)} left below the upstream accuracy held out "
-              f"({self.us_from:.3f}); at least {saturation.MIN_RUNS} are needed")
-    span = np.ptp(self.fitted.us)
-    if span < saturation.MIN_SPAN:
-      return (f"upstream accuracies below those held out span {span:.3f}; at least "
-              f"{saturation.MIN_SPAN} is needed")
-    return None
+    found = saturation.problem(self.runs, self.fitted.us)
+    return found and f"below the upstream accuracies held out (from {self.us_from:.3f}): {found}"
 
   def target(self, kind):
     """(us_Q, ds_Q) that a prediction is compared with."""

@@ -26,9 +26,9 @@ MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade
 # Below this a noisy hull bends over by itself, though the runs lie along a straight line. (The
 # paper's reach 0.59.)
 MIN_REACH = 0.4
-# A hull that moves by less, in accuracy, is called flat: a saturation value is then where it lies.
 # A run that far above the saturation value of its own hull, in accuracy, belies the law.
 MISFIT = 0.02
+# A hull that moves by less, in accuracy, is called flat: a saturation value is then where it lies.
 FLAT = 0.03
 _MANY = 50_000  # points: fewer are fitted in the time that it takes to start another process
 
@@ -176,8 +176,8 @@ def _doubt(line):
     return (f"the best run, {best:.3f}, lies above the law's saturation value, "
             f"{line['saturation']:.3f}: Eq. 1 does not describe this hull")
   if line["alpha"] < 1.02 * laws.SATURATING.parameters["alpha"][0]:
-    return (f"the law fits best with the least exponent allowed, {line['alpha']:.2g}: it rises with "
-            "no end in sight")
+    return (f"the law fits best with the least exponent allowed, {line['alpha']:.2g}: it rises "
+            "with no end in sight")
   if high - low <= 0.05:
     return None
   ends = f"the interval, {low:.2f} to {high:.2f}, covers "
@@ -236,16 +236,20 @@ def _fitted(kind, view, level, resamples):
       "noise_lift": None if found.lift is None else -found.lift, "status": "ok"}
 
 
+def problem(runs, us_N):
+  """Why no law can be fitted to points of so many runs, in words, or None."""
+  if runs < MIN_RUNS:
+    return f"{runs} run{'s' * (runs != 1)}; at least {MIN_RUNS} are needed"
+  if np.ptp(us_N) < MIN_SPAN:
+    return f"upstream accuracies span {np.ptp(us_N):.3f}; at least {MIN_SPAN} is needed"
+  if np.unique(us_N).size < 3:
+    return "2 different upstream accuracies; Eq. 1, with three parameters, needs at least 3"
+  return None
+
+
 def _cell_fits(view, level, resamples):
   """The lines of one cell, one a kind."""
-  described = _described(view)
-  span, runs = described["us_high"] - described["us_low"], described["runs"]
-  reason = None
-  if runs < MIN_RUNS:
-    reason = f"{runs} run{'s' if runs != 1 else ''}; at least {MIN_RUNS} are needed"
-  elif span < MIN_SPAN:
-    reason = f"upstream accuracies span {span:.3f}; at least {MIN_SPAN} is needed"
-  lines = []
+  described, reason, lines = _described(view), problem(np.unique(view.run).size, view.us), []
   for kind in targets.KINDS:
     line = dict.fromkeys(FIT_COLUMNS) | described | {"fit": kind, "data": targets.WORDS[kind]}
     if reason:
@@ -264,7 +268,7 @@ def fits(points, *, level=0.9, resamples=200, jobs=1):
   Args:
     points: a `table.Points`.
     level: nominal coverage of the intervals, in (0, 1).
-    resamples: subsamples for an interval, at least 20.
+    resamples: subsamples for an interval, at least 20 and 1 / (1 - level).
     jobs: processes to share the cells; few points are fitted in this one whatever it says. They
       are spawned: a script that asks for several needs its `if __name__ == "__main__"`.
 
@@ -276,8 +280,10 @@ def fits(points, *, level=0.9, resamples=200, jobs=1):
   """
   if not 0.0 < level < 1.0:
     raise ValueError(f"--level: expected a coverage between 0 and 1, such as 0.9, got {level:g}")
-  if resamples < 20:
-    raise ValueError(f"--resamples: expected at least 20 subsamples, got {resamples}")
+  least = max(20, round(1.0 / (1.0 - level)))
+  if resamples < least:  # the quantile would be that of the farthest subsample, whatever the level
+    raise ValueError(f"--resamples: expected at least {least} subsamples for level {level:g}, got "
+                     f"{resamples}")
   if jobs < 1:
     raise ValueError(f"--jobs: expected at least 1 process, got {jobs}")
   jobs = min(jobs, len(points.cells)) if len(points) >= _MANY else 1

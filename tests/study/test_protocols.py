@@ -98,7 +98,7 @@ def test_only_the_last_evaluation_of_a_run_counts():
 
 
 @pytest.mark.parametrize("runs, low, words", [
-    (13, 0.1, "9 runs left below"), (40, 0.58, "span 0.0")])
+    (13, 0.1, "held out (from 0.475): 9 runs; at least 10"), (40, 0.58, "span 0.0")])
 def test_too_few_runs_or_too_narrow_a_range_is_said_of_every_line(runs, low, words):
   us = np.linspace(low, 0.6, runs)
   points = planted_points.make(us, {"t": us})

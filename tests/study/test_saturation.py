@@ -197,6 +197,8 @@ def test_too_few_runs_and_too_narrow_a_range_get_a_line_with_the_reason():
   assert few[0]["reason"] == "9 runs; at least 10 are needed" and few[0]["saturation"] is None
   narrow = saturation.fits(_points(rng.uniform(0.50, 0.53, 30), rng.uniform(0.4, 0.6, 30)))
   assert narrow[0]["status"] == "no fit" and "span" in narrow[0]["reason"]
+  two = saturation.fits(_points(np.repeat([0.3, 0.6], 8), rng.uniform(0.4, 0.6, 16)))
+  assert two[0]["status"] == "no fit" and "2 different upstream" in two[0]["reason"]
 
 
 def test_runs_far_from_saturation_are_not_identified():
