@@ -5,6 +5,7 @@ or None where the tables hold nothing of it. Sentences state numbers; they claim
 say.
 """
 import collections
+import math
 
 import numpy as np
 
@@ -67,8 +68,10 @@ def overview(tables, upstream, shots):
     text += (f", from {_percent(known[0]['saturation'])} ({_name(known[0])}) to "
              f"{_percent(known[-1]['saturation'])} ({_name(known[-1])})")
   counts = collections.Counter(fit["status"] for fit in hulls)
-  text += (f"; for {counts['not identified']} it isn't, and {counts['no fit']} have too little to "
-           "fit.")
+  for status, words in (("not identified", "for {} it isn't"), ("no fit", "{} have too little to fit")):
+    if counts[status]:
+      text += f"; {words.format(counts[status])}"
+  text += "."
   both = {}
   for fit in fits:
     if fit["status"] == "ok":
@@ -76,8 +79,8 @@ def overview(tables, upstream, shots):
   pairs = [(values["hull"], values["all"]) for values in both.values()
            if {"hull", "all"} <= values.keys()]
   if pairs:
-    text += (f" Where both fits are identified ({len(pairs)}), the hull's value is the higher one "
-             f"for {sum(hull > average for hull, average in pairs)}.")
+    text += (f" Where both fits are identified ({_tasks(len(pairs))}), the hull's value is above "
+             f"that of all points for {sum(hull > average for hull, average in pairs)}.")
   return text
 
 
@@ -91,14 +94,14 @@ def shots(tables, upstream, _):
             and line["likelihood_up"] is not None]
   said = []
   for fit, words in (("hull", "Hull fits"), ("all", "Fits to all points")):
-    parts = [f"{_SIGNS[line['parameter']]} rises in {_percent(line['likelihood_up'], 0)} of the "
-             f"{line['pairs']} pairs of numbers of shots and falls in "
-             f"{_percent(line['likelihood_down'], 0)}"
+    mine = [line for line in pooled if line["fit"] == fit]
+    parts = [f"{_SIGNS[line['parameter']]} rises in {_percent(line['likelihood_up'], 0)} and falls "
+             f"in {_percent(line['likelihood_down'], 0)}"
              + (f" (mean correlation {line['pearson']:+.2f})"
-                if line["pearson"] is not None else "")
-             for line in pooled if line["fit"] == fit]
+                if line["pearson"] is not None else "") for line in mine]
     if parts:
-      said.append(f"{words}: {'; '.join(parts)}.")
+      said.append(f"{words}, of {mine[0]['pairs']} pairs of a task's numbers of shots: with more "
+                  f"shots {'; '.join(parts)}.")
   return " ".join(said) or None
 
 
@@ -109,7 +112,8 @@ def prediction(tables, upstream, shots):
     return None
   said = [f"{_percent(lines[0]['held_out'], 0)} of the runs were held out, those with the highest "
           "upstream accuracy."]
-  for fit, words in (("hull", "Hull from hull"), ("all", "Runs from runs")):
+  for fit, words in (("hull", "Their hull, from the hull of the others"),
+                     ("all", "Themselves, from the others")):
     errors = {}
     for line in lines:
       if line["fit"] == fit:
@@ -120,10 +124,10 @@ def prediction(tables, upstream, shots):
       best = collections.Counter(
           min(errors, key=lambda method, task=task: errors[method].get(task, np.inf))
           for task in sorted({task for values in errors.values() for task in values}))
-      said.append(f"{words}: median error over tasks "
+      said.append(f"{words}: root mean squared error, median over tasks, "
                   + ", ".join(f"{method} {value:.4f}" for method, value in sorted(
                       medians.items(), key=lambda item: item[1]))
-                  + "; most often the least: "
+                  + "; least, by number of tasks: "
                   + ", ".join(f"{method} ({count})" for method, count in best.most_common(2)) + ".")
   return " ".join(said)
 
@@ -136,13 +140,19 @@ def sample_size(tables, upstream, shots):
     by_size = {}
     for line in lines:
       if line["fit"] == fit:
-        by_size.setdefault((line["all"], line["size"]), []).append(line["prediction_error"])
-    if len(by_size) > 1:
-      (_, small), (_, large) = min(by_size), max(by_size)
-      first, last = (float(np.mean(by_size[key])) for key in (min(by_size), max(by_size)))
+        # All the runs are one size, though one task may have been measured on a few more of them.
+        by_size.setdefault(math.inf if line["all"] else line["size"], {})[_name(line)] = line
+    if len(by_size) < 2:
+      continue
+    ends = by_size[min(by_size)], by_size[max(by_size)]
+    both = ends[0].keys() & ends[1].keys()  # means over other tasks could not be compared
+    if both:
+      first, last = (float(np.mean([end[task]["prediction_error"] for task in sorted(both)]))
+                     for end in ends)
+      small, large = (max(end[task]["size"] for task in both) for end in ends)
       said.append(f"{words}: the mean squared error held out goes from {first:.1e} with {small} "
                   f"runs to {last:.1e} with {large} (root: {first ** 0.5:.3f} to "
-                  f"{last ** 0.5:.3f}).")
+                  f"{last ** 0.5:.3f}), on average over {_tasks(len(both))}.")
   return " ".join(said) or None
 
 
@@ -156,8 +166,8 @@ def controlled(tables, upstream, shots):
     if not mine:
       continue
     answers = collections.Counter(line["same_curve"] for line in mine)
-    text = (f"Scaling {words}, {_tasks(len(mine))}: on the same curve {answers['yes']}, not on it "
-            f"{answers['no']}, undecided {answers['undecided']}; median partial R² "
+    text = (f"Scaling {words}, {_tasks(len(mine))}: the same curve on {answers['yes']}, not the "
+            f"same on {answers['no']}, undecided on {answers['undecided']}; median partial R² "
             f"{np.median([line['partial_r2'] for line in mine]):.2f}, median slope "
             f"{np.median([line['slope'] for line in mine]):+.4f} of accuracy a doubling.")
     if any(line["status"] == "uncontrolled" for line in mine):
@@ -203,21 +213,28 @@ def ranks(tables, upstream, shots):
 
 def overlay(tables, upstream, shots):
   """How far one task's best runs fall short of the other tasks' hulls."""
+  lines = [line for line in _of(tables, "overlay", upstream, shots) if line["gap"] is not None]
+  ends = [line["us"] for line in lines]
   gaps = {}
-  for line in _of(tables, "overlay", upstream, shots):
-    if line["gap"] is not None:
+  for line in lines:
+    # The first and the last run upstream are on every task's hull, so their gaps say nothing.
+    if min(ends) < line["us"] < max(ends):
       gaps.setdefault(_name(line), []).append((line["us"], line["gap"]))
   if not gaps:
     return None
-  base = next(line["reference"] for line in _of(tables, "overlay", upstream, shots)
-              if line["gap"] is not None).replace("_", " ")
   means = {task: float(np.mean([gap for _, gap in pairs])) for task, pairs in gaps.items()}
   low, high = min(means, key=means.get), max(means, key=means.get)
-  shrinks = sum(len(pairs) > 1 and max(pairs)[1] < min(pairs)[1] for pairs in gaps.values())
-  return (f"The runs on the hull of {base} fall short of a task's own hull by "
-          f"{100 * means[low]:.1f} ({low}) to {100 * means[high]:.1f} ({high}) points of accuracy "
-          f"on average. On {shrinks} of {_tasks(len(gaps))} the gap is smaller at the highest "
-          "upstream accuracy than at the lowest.")
+  text = (f"Between the first and the last run upstream, the runs on the hull of "
+          f"{str(lines[0]['reference']).replace('_', ' ')} fall short of a task's own hull by "
+          + (f"{100 * means[low]:.1f} ({low}) to " if low != high else "")
+          + f"{100 * means[high]:.1f} ({high}) points of accuracy on average.")
+  halves = {task: np.array_split([gap for _, gap in sorted(pairs)], 2)
+            for task, pairs in gaps.items() if len(pairs) > 1}
+  if halves:
+    shrinks = sum(upper.mean() < lower.mean() for lower, upper in halves.values())
+    text += (f" On {shrinks} of {_tasks(len(halves))} the upper half of them upstream falls less "
+             "short than the lower half.")
+  return text
 
 
 def peers(tables, upstream, shots):
@@ -227,7 +244,7 @@ def peers(tables, upstream, shots):
   if not lines:
     return None
   return (f"The best run on one task is the best on another in "
-          f"{_percent(np.mean([line['rank'] == 1 for line in lines]), 0)} of the pairs of tasks, "
+          f"{_percent(np.mean([line['rank'] == 1 for line in lines]), 0)} of the comparisons, "
           f"and beats a median {_percent(np.median([line['percentile'] for line in lines]), 0)} of "
           "its peers there.")
 

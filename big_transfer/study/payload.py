@@ -111,10 +111,12 @@ def cells(points, tables, reference):
   for view in points:
     cell = tuple(view.cell)
     fits = by_cell.get(cell, [])
+    # As in the figures, the robust fit is a line alone; its value is in the words below the plot.
+    plain = [fit for fit in fits if fit["fit"] != "robust"]
     others = robust.get(cell, []) + scatter.references_of(view.cell, reference)
     held, words = scatter.held_out(view, tables)
-    drawn = {"lines": _lines(panels.curves(view, fits, others)),
-             "saturation": panels.bands(view, fits), "frame": panels.frame(view)}
+    drawn = {"lines": _lines(panels.curves(view, plain, others)),
+             "saturation": panels.bands(view, plain), "frame": panels.frame(view)}
     if held:
       lower = view.us < held["us_from"]
       drawn["held_out"] = {
@@ -122,7 +124,7 @@ def cells(points, tables, reference):
           "lines": _lines(panels.curves(view.take(view.last), [], held["others"]))}
     if cell in marked:
       drawn["overlay"] = {"base": base[cell], "runs": sorted(row[name] for name in marked[cell])}
-    found.append(drawn | {"verdict": panels.verdict(fits)})
+    found.append(drawn | {"verdict": panels.verdict(plain)})
   return found
 
 

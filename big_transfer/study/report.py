@@ -4,6 +4,7 @@ The drawing library is inlined once and the page asks the network for nothing. D
 JSON block of columns (`payload`); the page's own script (page/*.js) draws what comes into view. All
 text from runs is escaped, or set as text by the script.
 """
+import collections
 import html
 import importlib.resources
 import json
@@ -56,12 +57,14 @@ def _asset(name):
 
 def _facts(points, census, sources):
   names = style.families(points)[0].tolist()
-  families = ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
+  families = ", ".join(f"{number:,} {name}"
+                       for name, number in collections.Counter(names).most_common())
   low = min(float(view.us.min()) for view in points)
   high = max(float(view.us.max()) for view in points)
-  left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(census.left_out.items()))
+  left_out = ", ".join(f"{number:,} ({reason})"
+                       for reason, number in sorted(census.left_out.items()))
   facts = {
-      "runs": f"{census.finished} found, {len(names)} with both accuracies ({families})",
+      "runs": f"{census.finished:,} found, {len(names):,} with both accuracies ({families})",
       "left out": left_out or "none",
       "upstream": ", ".join(sorted({str(cell.upstream) for cell in points.cells}))
                   + f"; accuracy {100 * low:.1f} % to {100 * high:.1f} %",

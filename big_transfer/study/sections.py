@@ -1,6 +1,8 @@
 """The sections of the report after the plots of downstream against upstream accuracy."""
 import dataclasses
 
+from big_transfer.study import controlled
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -44,7 +46,8 @@ SECTIONS = (
              "shots; dashed where they reach beyond the runs."),
         Part("figure", "curves_all", "The same, fitted to all points."),
         Part("figure", "parameters", "The three parameters of the law against the number of shots."
-             " k and α trade off where a law is nearly straight. All upstreams."),
+             " k and α trade off where a law is nearly straight; pale marks are of fits that don't "
+             "identify a saturation value. All upstreams."),
         Part("table", "shots", "Correlation of each parameter with the number of shots, and the "
              "share of pairs of numbers of shots between which it rises or falls. A line “(all)” "
              "pools the tasks."),
@@ -70,7 +73,9 @@ SECTIONS = (
              "along one curve.", "controlled"),
         Part("table", "controlled_tests", "Does the factor say anything of downstream accuracy "
              "that upstream accuracy doesn't? “Slope” is accuracy a doubling of the factor, given "
-             "upstream accuracy; with many lines some p values are small by chance."),
+             "upstream accuracy, low and high its interval. “Same curve” is yes where that lies "
+             f"within {controlled.NEGLIGIBLE:g} of 0, and no where it excludes 0 and what noise "
+             "upstream explains. With many lines some p values are small by chance."),
     )),
     Section("families", "Whose runs make the hull", (
         Part("figure", "hull_families", "The share of each architecture in the runs, and in the "

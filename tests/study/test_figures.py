@@ -1,4 +1,5 @@
 """What figures draw, from planted points and tables; that they draw at all."""
+import importlib.resources
 import re
 
 import altair
@@ -59,8 +60,10 @@ def test_a_drawn_law_is_the_fitted_one_and_ends_in_the_saturation_value(study):
   curve = [line for line in lines if line["line"] == panels.LAWS["hull"]]
   assert curve[-1]["us"] == 1.0
   assert curve[-1]["ds"] == pytest.approx(1.0 - fit["e_IR"], abs=1e-4)
-  on_hull = [line for line in lines if line["line"] == panels.HULL]
-  assert len(on_hull) == fit["hull_vertices"]
+  on_hull = {(line["us"], line["ds"]) for line in lines if line["line"] == panels.HULL}
+  vertices = hull.upper_hull(view.us, view.ds)
+  assert len(vertices) == fit["hull_vertices"]
+  assert {(round(float(view.us[i]), 4), round(float(view.ds[i]), 4)) for i in vertices} <= on_hull
 
 
 def test_places_rise_with_accuracy_on_all_axes_and_are_finite():
@@ -195,6 +198,31 @@ def test_rare_families_of_many_share_a_name():
   assert shown[:2] == ["ViT", "family 7"] and shown[-1] == style.OTHER_FAMILIES
   assert len(shown) == style.MOST_FAMILIES == len(set(style.looks(shown).values()))
   assert set(named) == set(shown)
+  # Each has a shape with an inside, which is painted, and a mark in the page's list of them.
+  marks = (importlib.resources.files("big_transfer.study") / "page/report.js").read_text()
+  for _, shape in style.looks(shown).values():
+    assert shape != "stroke" and re.search(rf'\W"?{shape}"?: "M', marks)
+
+
+def test_bars_of_the_hull_show_those_whose_hull_it_is():
+  lines = [{"upstream": "a", "task": "x", "variant": None, "setting": None, "shots": 1,
+            "family": name, "share_of_runs": 0.05, "share_of_hull": 0.5 * name.startswith("z")}
+           for name in [f"a{i}" for i in range(18)] + ["z1", "z2"]]
+  rows = figures.hull_families({"hull_families": lines})["datasets"]["rows"]
+  shown = {row["family"] for row in rows if row["panel"] == "share of the upper hull"
+           and row["value"] > 0}
+  assert shown == {"z1", "z2"}
+  domain = {row["family"] for row in rows}
+  assert len({colour for colour, _ in style.looks(sorted(domain)).values()}) == len(domain)
+
+
+def test_a_hull_is_straight_between_accuracies_alone():
+  view = next(iter(planted_points.make(np.array([0.2, 0.9]), {"a": np.array([0.1, 0.8])})))
+  drawn = panels.placed(panels.curves(view, []), "log")
+  assert len(drawn) > 10
+  np.testing.assert_allclose([row["ds"] + 0.1 for row in drawn], [row["us"] for row in drawn],
+                             atol=2e-4)
+
 
 
 def test_axes_span_a_tenth_at_least_and_stay_within_accuracies():

@@ -124,7 +124,7 @@ def test_sections_without_data_are_left_out(written, tmp_path):
   headings = re.findall("<h2>(.*?)</h2>", bare[:bare.index("<script")])
   assert headings == ["Downstream against upstream", "The fits", "The number of shots",
                       "Where the numbers come from"]
-  assert "a warning" in bare and "2 running" in page and "of the upstream range" in bare
+  assert "a warning" in bare and "2 (running)" in page and "of the upstream range" in bare
 
 
 def test_findings_say_what_the_tables_hold(written):
@@ -137,16 +137,36 @@ def test_findings_say_what_the_tables_hold(written):
   known = sum(fit["status"] == "ok" for fit in hulls)
   assert mine["overview"].startswith(f"Of 2 tasks, {known} have a saturation value")
   assert "25 % of the runs were held out" in mine["prediction"]
-  assert "5.0e-05 with 20 (root" in mine["sample_size"]  # as planted
+  assert "1.0e-04 with 10 runs to 5.0e-05 with 20 (root" in mine["sample_size"]  # as planted
   assert mine["families"] == ("On average over tasks: ViT 33 % of the runs and 70 % of the hull; "
                               "Mixer 33 % of the runs and 20 % of the hull; ResNet 33 % of the "
                               "runs and 10 % of the hull.")
   pair = next(line for line in tables["spearman"] if line["upstream"] == "fractals" and
               line["shots"] == 10 and (line["row"], line["column"]) == ("digits", "pets"))
   assert f"median correlation is {pair['correlation']:.2f}" in mine["ranks"]
-  assert "e_IR rises in 0 % of the 2 pairs" in mine["shots"]
+  assert "of 2 pairs" in mine["shots"] and "e_IR rises in 0 % and falls" in mine["shots"]
   assert "Scaling the upstream data, 2 tasks:" in mine["controlled"]
-  assert mine["overlay"].startswith("The runs on the hull of ") and "peers" in mine["peers"]
+  assert "the runs on the hull of " in mine["overlay"] and "peers" in mine["peers"]
+
+
+def test_findings_compare_the_same_tasks_though_one_has_a_run_more():
+  cell = {"upstream": "a", "variant": None, "setting": None, "shots": 5, "fit": "hull"}
+  lines = [cell | {"task": task, "size": size, "all": size > 100, "status": "ok",
+                   "prediction_error": error}
+           for task, size, error in (("x", 10, 0.04), ("x", 101, 0.01), ("y", 10, 0.04),
+                                     ("y", 102, 0.03))]
+  assert ("from 4.0e-02 with 10 runs to 2.0e-02 with 102 (root: 0.200 to 0.141), on average over "
+          "2 tasks") in findings.sample_size({"sample_size": lines}, "a", 5)
+
+
+def test_the_ends_of_a_hull_do_not_count_as_gaps():
+  cell = {"upstream": "a", "task": "x", "variant": None, "setting": None, "shots": 5,
+          "reference": "y"}
+  lines = [cell | {"us": us, "gap": gap} for us, gap in (
+      (0.1, 0.0), (0.3, 0.08), (0.4, 0.06), (0.6, 0.03), (0.9, 0.0))]
+  text = findings.overlay({"overlay": lines}, "a", 5)
+  assert "by 5.7 (x) points" in text and "On 1 of 1 task the upper half" in text
+  assert findings.overlay({"overlay": lines[::4]}, "a", 5) is None  # the ends alone
 
 
 def test_a_fit_that_says_nothing_gives_its_reason():
@@ -164,7 +184,7 @@ def test_runs_without_shots_or_upstream_or_parameters_have_a_page(tmp_path):
   data = page_data(page)
   assert data["cells"][0]["shots"] is None and data["cells"][0]["upstream"] == "upstream"
   assert data["runs"]["families"] == ["unknown"] and list(data["looks"]) == ["unknown"]
-  assert style.shots_name(None) == "all examples"
+  assert style.shots_name(None) == "shots not given" and style.at_shots("A", None) == "A"
 
 
 @pytest.mark.slow  # 625,000 points: a dozen CPU-seconds

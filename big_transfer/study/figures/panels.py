@@ -106,7 +106,11 @@ def curves(view, fits, others=()):
   """
   known = [fit for fit in fits if fit["status"] == "ok"]
   _, high = _drawn_range(view.ds, known)
-  lines = [(HULL, view.us[i], view.ds[i]) for i in hull.upper_hull(view.us, view.ds)]
+  vertices = hull.upper_hull(view.us, view.ds)
+  us_V, ds_V = view.us[vertices], view.ds[vertices]
+  # Mixtures of two runs lie on a straight line between accuracies, not between their logarithms.
+  us_C = np.union1d(us_V, np.linspace(us_V[0], us_V[-1], _CURVE))
+  lines = [(HULL, x, y) for x, y in zip(us_C, np.interp(us_C, us_V, ds_V))]
   drawn = [(LAWS[fit["fit"]], *law_curve([fit[name] for name in laws.SATURATING.parameters],
                                          view.us.min()))
            for fit in fits if fit.get("k") is not None]
@@ -313,8 +317,10 @@ def _ground(upstream, titled, axes, kinds):
   return (frame, band), (rule, lines)
 
 
-# Shares of the data are up to 1, parameters and examples many; epochs are in between.
-_SHADE_LABEL = "format(datum.value, datum.value < 1000 ? '.3~g' : '.3~s')"
+# Shares of the data are up to 1, parameters and examples many; epochs are in between. A thousand
+# million is a billion (B) of parameters, not a giga.
+_SHADE_LABEL = ("replace(format(datum.value, datum.value < 1000 ? '.3~g' : '.3~s'), 'G', 'B')")
+_SIZE_LABEL = "replace(format(datum.value, '~s'), 'G', 'B')"
 
 
 def _dots(x, y, families, points, crowd, sizes, legend):
@@ -326,7 +332,8 @@ def _dots(x, y, families, points, crowd, sizes, legend):
       "size": altair.Size("size:Q",
                           scale=altair.Scale(type="log", range=[smallest, largest],
                                              domain=list(sizes)),
-                          legend=_bottom("Parameters", format="~s", symbolFillColor="#777",
+                          legend=_bottom("Parameters", labelExpr=_SIZE_LABEL,
+                                         symbolFillColor="#777",
                                          values=style.sizes_legend(*sizes),
                                          symbolStrokeWidth=0)),
       "opacity": altair.condition("datum.evaluation == 'earlier'", altair.value(0.35 * opacity),

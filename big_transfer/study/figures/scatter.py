@@ -146,7 +146,7 @@ def overview(points, tables, shots, *, upstream=None, axes="linear", reference=N
   details = _with_fits(views, tables, reference)
   return _figure(points, views, titles=titles_of(views), details=details, axes=axes,
                  subtitles=[panels.verdict(options["fits"]) for options in details],
-                 title=f"What pre-training buys downstream, {style.shots_name(shots)}"
+                 title=style.at_shots("What pre-training buys downstream", shots)
                        + ("" if axes == "linear" else f", on {axes} axes"))
 
 
@@ -237,7 +237,7 @@ def high_upstream(points, tables, shots, *, upstream=None):
     return None
   return _figure(points, views, titles=titles_of(views), subtitles=subtitles, details=details,
                  points_style="role",
-                 title=f"Predicting the best runs upstream, {style.shots_name(shots)}",
+                 title=style.at_shots("Predicting the best runs upstream", shots),
                  key="Orange: runs held out, those best upstream. The laws are fitted to the "
                      "others (grey) alone.")
 
@@ -302,7 +302,7 @@ def controlled(points, tables, factor, shots, *, upstream=None):
   marked = style.shades_legend(np.concatenate([options["shades"] for options in details]))
   return _figure(points, views, titles=titles_of(views), details=details, points_style="factor",
                  subtitles=[""] * len(views), legend=(FACTORS[factor], marked),
-                 title=f"Scaling {FACTOR_TITLES[factor]} alone, {style.shots_name(shots)}",
+                 title=style.at_shots(f"Scaling {FACTOR_TITLES[factor]} alone", shots),
                  key="Coloured: runs in series in which nothing else that is known differs. Grey: "
                      "all other runs.")
 
@@ -353,7 +353,7 @@ def overlay(points, tables, shots, *, upstream=None):
   names = ", ".join(sorted({base[tuple(view.cell)] for view in views}))
   return _figure(points, views, titles=titles_of(views), details=details, points_style="role",
                  subtitles=[""] * len(views),
-                 title=f"The best runs on {names}, on every task, {style.shots_name(shots)}",
+                 title=style.at_shots(f"The best runs on {names}, on every task", shots),
                  key=f"Orange: the runs on the upper hull of {names}. Grey: all other runs.")
 
 

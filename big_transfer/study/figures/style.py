@@ -26,7 +26,9 @@ OTHER_FAMILIES = "other families"
 MOST_FAMILIES = 8  # told apart by colour and shape; the rarer ones of a table share a name
 _RARE = ("#9a9a9a", "circle")
 _OTHER_COLOURS = ("#D55E00", "#56B4E9", "#8C6D31", "#CC79A7")
-_OTHER_SHAPES = ("diamond", "cross", "triangle-down", "stroke")
+MOST_OTHERS = len(_OTHER_COLOURS)  # beside `FAMILIES`, told apart by colour alone
+# Closed ones alone: a line would be painted in the white of the outlines.
+_OTHER_SHAPES = ("diamond", "cross", "triangle-down", "triangle-right")
 GREY, EMPHASIS = "#c4c4c4", "#D55E00"
 SEQUENTIAL, DIVERGING = "viridis", "blueorange"
 
@@ -57,8 +59,13 @@ def cell_name(cell):
 
 
 def shots_name(shots):
-  """'10 shots', for titles; 'all examples' where a cell has no shots."""
-  return "all examples" if shots is None else f"{shots} shot{'s' if shots != 1 else ''}"
+  """'10 shots', for titles; of a cell without, they may be unknown, or its task has all examples."""
+  return "shots not given" if shots is None else f"{shots} shot{'s' if shots != 1 else ''}"
+
+
+def at_shots(title, shots):
+  """A title with the number of shots, where there is one."""
+  return title if shots is None else f"{title}, {shots_name(shots)}"
 
 
 def family_name(family):

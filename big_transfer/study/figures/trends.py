@@ -4,6 +4,8 @@ Each takes the tables of a study and returns a Vega-Lite specification, or None 
 have nothing to show. `upstream` and `shots` choose what is shown; without them the rows of the
 specification hold all, each with its `upstream` and `shots`, for the report to choose from.
 """
+import collections
+
 import altair
 import numpy as np
 
@@ -15,6 +17,7 @@ METHODS = {"saturating": ("#111111", "circle"), "log-linear": ("#D55E00", "squar
 FITS = {"hull": ("hull", "#D55E00", [1, 0], "circle"),
         "all": ("all points", "#0072B2", [5, 3], "square")}
 _ERRORS = {"fit_error": ("fitted", [4, 3]), "prediction_error": ("held out", [1, 0])}
+_PALE = altair.condition("datum.status == 'ok'", altair.value(1), altair.value(0.35))
 _LEAST_ERROR = 1e-7  # in accuracy squared: a log axis has no 0
 
 
@@ -80,7 +83,7 @@ def irreducible_error(tables, *, upstream=None):
           x=_shots_axis(lines), y=y, color=colour, strokeDash=channels["strokeDash"]),
       altair.Chart().mark_point(filled=True, size=45, opacity=1).encode(
           x=_shots_axis(lines), y=y, color=colour, shape=channels["shape"], tooltip=tooltip,
-          opacity=altair.condition("datum.status == 'ok'", altair.value(1), altair.value(0.35)))
+          opacity=_PALE)
   ).properties(width=180, height=140)
   return style.faceted(chart, rows, title="Irreducible error against the number of shots",
                        subtitle="Bars: intervals. Pale: saturation not identified.")
@@ -103,22 +106,25 @@ def parameters(tables, *, upstream=None):
   if len({line["shots"] for line in lines}) < 2:
     return None
   rows = [{"panel": _panel(line), "upstream": _upstream(line), "shots": line["shots"],
-           "fit": FITS[line["fit"]][0], "parameter": words, "value": line[name]}
+           "fit": FITS[line["fit"]][0], "parameter": words, "value": line[name],
+           "status": line["status"]}
           for line in lines for name, words in _PARAMETERS.items()]
   channels = _fit_channels({line["fit"] for line in lines})
   colour = altair.Color("upstream:N", title="Upstream",
                         scale=altair.Scale(range=["#0072B2", "#E69F00", "#009E73", "#CC79A7"]))
   y = altair.Y("value:Q", title=None, scale=altair.Scale(zero=False),
-               axis=altair.Axis(tickCount=4, format="~g"))
+               axis=altair.Axis(tickCount=4, format="~r"))
   chart = altair.layer(
       altair.Chart().mark_line(strokeWidth=1.3).encode(
           x=_shots_axis(lines, "shots a class"), y=y, color=colour,
           strokeDash=channels["strokeDash"]),
       altair.Chart().mark_point(filled=True, size=40, opacity=1).encode(
           x=_shots_axis(lines, "shots a class"), y=y, color=colour, shape=channels["shape"],
-          tooltip=["panel:N", "upstream:N", "fit:N", "shots:Q", "parameter:N",
+          opacity=_PALE,
+          tooltip=["panel:N", "upstream:N", "fit:N", "shots:Q", "parameter:N", "status:N",
                    altair.Tooltip("value:Q", format=".3g")])).properties(width=170, height=90)
-  spec = style.faceted(chart, rows, title="The law's parameters against the number of shots")
+  spec = style.faceted(chart, rows, title="The law's parameters against the number of shots",
+                       subtitle="Pale: saturation not identified.")
   del spec["columns"]
   header = {"title": None}
   return spec | {"facet": {
@@ -179,7 +185,7 @@ def _size_chart(rows, **properties):
   fits = [name for name, *_ in FITS.values()]
   colour = altair.Color("fit:N", title="Fit to", scale=altair.Scale(
       domain=fits, range=[FITS["hull"][1], FITS["all"][1]]), legend=altair.Legend(symbolOpacity=1))
-  x = altair.X("size:Q", title="runs fitted", axis=altair.Axis(format="~s", tickCount=5))
+  x = altair.X("size:Q", title="runs fitted", axis=altair.Axis(format="d", tickCount=5))
   y = altair.Y("value:Q", title="mean squared error, accuracy²",
                scale=altair.Scale(type="log"), axis=altair.Axis(format=".0e", tickCount=4))
   words = [name for name, _ in _ERRORS.values()]
@@ -227,7 +233,7 @@ def sample_size(tables, *, upstream=None, shots=style.EVERY):
                 for name in _ERRORS for end in ("", "_low", "_high")}
       size = round(float(np.mean([line["size"] for line in lines])))
       rows += _size_rows(lines[0] | {"size": size},
-                         f"{_upstream(lines[0])}, {style.shots_name(key[1])}", values)
+                         style.at_shots(_upstream(lines[0]), key[1]), values)
   if not rows:
     return None
   return style.faceted(_size_chart(rows, width=250, height=190), rows, columns=3, share=("y",),
@@ -311,8 +317,13 @@ def hull_families(tables, *, upstream=None, shots=style.EVERY):
            if line["share_of_hull"] is not None]
   if not lines:
     return None
-  families = sorted({style.family_name(line["family"]) for line in lines})
-  kept = families[:style.MOST_FAMILIES]
+  shares = collections.Counter()
+  for line in lines:
+    shares[style.family_name(line["family"])] += line["share_of_hull"] + line["share_of_runs"]
+  known = [name for name, *_ in style.FAMILIES.values() if name in shares]
+  others = sorted(shares.keys() - set(known), key=lambda name: (-shares[name], name))
+  families = known + others
+  kept = known + others[:style.MOST_OTHERS]  # bars have colours alone, of which there are so many
   rows = [{"panel": words, "upstream": _upstream(line), "shots": line["shots"],
            "task": _panel(line), "value": line[name],
            "family": (style.family_name(line["family"])

@@ -47,5 +47,5 @@ function made(tag, words = "", kind = "") {
 /** NaN, which marks what is unknown in typed arrays, as null. */
 const known = value => Number.isNaN(value) ? null : value;
 const percent = value => (100 * value).toFixed(1) + " %";
-const shotsName = count => count === null ? "all examples"
+const shotsName = count => count === null ? "shots not given"
   : `${count} shot${count === 1 ? "" : "s"}`;

@@ -80,7 +80,8 @@ function panelSpec(cell, options) {
       }
       for (const part of [encoding, encoding.condition ?? {}]) {
         if (!("legend" in part)) continue;
-        if (legends && channel === "size") continue;
+        // Beside a bar of shades, a small panel has no room for sizes.
+        if (legends && channel === "size" && (style !== "factor" || options.width > 600)) continue;
         if (legends && part.field === "shade") {
           part.legend = {...part.legend, title: options.shadeTitle, values: options.shadeValues};
         } else {

@@ -2,7 +2,7 @@
 const $ = id => document.getElementById(id);
 const SYMBOLS = {circle: "M6 1a5 5 0 1 0 .01 0z", square: "M1.5 1.5h9v9h-9z",
   "triangle-up": "M6 1l5 9.5H1z", "triangle-down": "M6 11L1 1.5h10z", diamond: "M6 0l5 6-5 6-5-6z",
-  cross: "M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z", stroke: "M0 4.8h12v2.4H0z"};
+  cross: "M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z", "triangle-right": "M1 1l10 5-10 5z"};
 const SHADES = {parameters: "parameters", learning_rate: "learning rate",
   fraction: "share of upstream data", epochs: "epochs"};
 const EVERY_LINE = new Set(Object.keys(data.lines));

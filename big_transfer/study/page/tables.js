@@ -1,8 +1,8 @@
 // Tables: sorted by a click on a head, of the chosen upstream and shots or of all.
 const MOST_ROWS = 300;
 
-function shownNumber(value) {
-  if (Number.isInteger(value)) return value.toLocaleString("en").replaceAll(",", " ");
+function shownNumber(value, whole) {
+  if (whole || value === 0) return value.toLocaleString("en");
   const size = Math.abs(value);
   return size < 1e-3 ? value.toExponential(1) : value.toFixed(size < 10 ? 4 : 1);
 }
@@ -20,6 +20,8 @@ class Table {
       most: MOST_ROWS});
     this.names = Object.keys(columns);
     this.isText = this.names.map(name => !Array.isArray(columns[name]));
+    this.isWhole = this.names.map((name, i) => !this.isText[i]
+      && columns[name].every(value => value === null || Number.isInteger(value)));
     this.draw();
   }
 
@@ -73,8 +75,9 @@ class Table {
     this.names.forEach((name, i) => {
       const value = row[name];
       const words = value === null || value === undefined ? ""
-        : typeof value === "number" ? shownNumber(value) : String(value);
-      line.append(made("td", words, name === "reason" ? "t why" : this.isText[i] ? "t" : ""));
+        : typeof value === "number" ? shownNumber(value, this.isWhole[i]) : String(value);
+      const long = name === "reason" || name === "source";
+      line.append(made("td", words, long ? "t why" : this.isText[i] ? "t" : ""));
     });
     return line;
   }
@@ -87,7 +90,7 @@ class Table {
       button.addEventListener("click", () => { act(); this.draw(); });
       room.append(button, " ");
     };
-    if (this.wanted && Object.keys(this.wanted()).some(name => name in this.columns)) {
+    if (this.wanted && (this.every || total < lengthOf(this.columns))) {
       add(this.every ? "Only the chosen upstream and shots" : "All upstreams and shots",
         () => { this.every = !this.every; });
     }
