@@ -68,7 +68,8 @@ def overview(tables, upstream, shots):
     text += (f", from {_percent(known[0]['saturation'])} ({_name(known[0])}) to "
              f"{_percent(known[-1]['saturation'])} ({_name(known[-1])})")
   counts = collections.Counter(fit["status"] for fit in hulls)
-  for status, words in (("not identified", "for {} it isn't"), ("no fit", "{} have too little to fit")):
+  for status, words in (("not identified", "for {} it isn't"),
+                        ("no fit", "{} have too little to fit")):
     if counts[status]:
       text += f"; {words.format(counts[status])}"
   text += "."

@@ -5,6 +5,7 @@ from big_transfer.study import table
 from big_transfer.study.figures import matrices, scatter, style, trends
 
 CHOICES = ("all", "main")
+_LONGEST = 150  # characters of a file's name, of which file systems take some 255
 
 
 def catalogue(points, tables, *, shots, which="all", reference=None):
@@ -71,4 +72,4 @@ def _file_name(task, several):
 
 
 def _clean(name):
-  return re.sub(r"[^A-Za-z0-9.]+", "_", name)
+  return re.sub(r"[^A-Za-z0-9.]+", "_", name)[:_LONGEST]

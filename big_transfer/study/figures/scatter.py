@@ -88,7 +88,7 @@ def _figure(points, views, *, title, titles, subtitles, details, columns=3, widt
                         height=height, titled=titled, axes=axes, points=points_style,
                         kinds=sorted(kinds), crowd=min(fullest, most), sizes=runs.sizes,
                         legend=legend)
-    made.append(look | {"title": {"text": titles[i]} | (
+    made.append(look | {"title": {"text": titles[i], "limit": width + 30} | (
         {"subtitle": subtitles[i]} if subtitles[i] else {})})
     datasets |= {f"{name}_{i}": rows for name, rows in data[i].items()}
   if fullest > most:

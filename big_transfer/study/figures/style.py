@@ -59,7 +59,7 @@ def cell_name(cell):
 
 
 def shots_name(shots):
-  """'10 shots', for titles; of a cell without, they may be unknown, or its task has all examples."""
+  """'10 shots', for titles; a cell without has all examples, or an unknown number."""
   return "shots not given" if shots is None else f"{shots} shot{'s' if shots != 1 else ''}"
 
 

@@ -190,7 +190,9 @@ function start() {
   document.querySelectorAll("[data-panels]").forEach(addPanels);
   panels.forEach(list => list.refill());
   for (const node of document.querySelectorAll("[data-figure]")) {
-    plots.push(new Plot(node, () => figureSpec(node.dataset.figure, choice(), node.clientWidth)));
+    const description = node.parentElement.querySelector(".what").textContent;
+    plots.push(new Plot(node, () => (
+      {...figureSpec(node.dataset.figure, choice(), node.clientWidth), description})));
   }
   for (const node of document.querySelectorAll("[data-table]")) addTable(node);
   tell();
