@@ -76,7 +76,7 @@ class Relation:
     us_high: the highest upstream accuracy fitted.
     alpha, e_IR: posterior means of Eq. 1's.
     saturation: (low, median, high) of 1 - e_IR.
-    path, noise: the mean scales, in logits.
+    path, noise: the mean scales, in logits, of the quadratic.
   """
   level: float
   us_high: float
@@ -112,9 +112,7 @@ def _coordinate(error):
 
 
 def _binned(z_N, log_N):
-  """Means of at most _BINS groups of neighbours along z, the highest z by itself, with counts."""
-  order = np.argsort(z_N, kind="stable")
-  z_N, log_N = z_N[order], log_N[order]
+  """Means of at most _BINS groups of neighbours along z, with counts; z_N rises."""
   if z_N.size <= _BINS:
     return z_N, log_N, np.ones(z_N.size)
   edges = np.linspace(z_N[0], z_N[-1], _BINS + 1)[1:-1]
@@ -157,9 +155,26 @@ class _Paths:
     return mean_Q, square_Q - mean_Q ** 2
 
 
-def _paths(z_B, counts_B):
+def _noises(z_N, y_N):
+  """Scales of noise to integrate over, for points by rising z.
+
+  Few points leave it open. Of many, the means of bins alone would not tell noise from a path; how
+  far each point lies off the line through its two neighbours does (Gasser, Sroka and
+  Jennen-Steinmetz, "Residual variance and residual pattern in nonlinear regression", 1986).
+  """
+  if z_N.size <= _BINS:
+    return _NOISES
+  share = (z_N[2:] - z_N[1:-1]) / np.maximum(z_N[2:] - z_N[:-2], 1e-12)
+  off = y_N[1:-1] - share * y_N[:-2] - (1.0 - share) * y_N[2:]
+  scale = np.sqrt(np.mean(off ** 2 / (1.0 + share ** 2 + (1.0 - share) ** 2)))
+  # Three values with about the spread of that estimate's error.
+  return (np.clip(scale, _NOISES[0], _NOISES[-1])
+          * np.exp(np.array([-1.0, 0.0, 1.0]) * np.sqrt(1.5 / z_N.size)))
+
+
+def _paths(z_B, counts_B, noises):
   away_BB = z_B[-1] - np.maximum.outer(z_B, z_B)
-  path_G, noise_G = (grid.ravel() for grid in np.meshgrid(_PATHS, _NOISES, indexing="ij"))
+  path_G, noise_G = (grid.ravel() for grid in np.meshgrid(_PATHS, noises, indexing="ij"))
   return _Paths(z_B, path_G, noise_G, [
       linalg.cholesky(path ** 2 * away_BB + np.diag(noise ** 2 / counts_B), lower=True)
       for path, noise in zip(path_G, noise_G)])
@@ -321,18 +336,21 @@ def fit(us_N, ds_N, *, level=0.9):
                      f"{min(us_N.min(), ds_N.min()):.4g} to {max(us_N.max(), ds_N.max()):.4g}")
   if not 0.0 < level < 1.0:
     raise ValueError(f"level: expected a coverage between 0 and 1, such as 0.9, got {level:g}")
-  z_B, log_B, counts_B = _binned(_coordinate(1.0 - us_N),
-                                 np.log(np.clip(1.0 - ds_N, _LEAST, 1.0 - _LEAST)))
-  paths = _paths(z_B, counts_B)
+  order = np.argsort(us_N, kind="stable")
+  z_N = _coordinate(1.0 - us_N[order])
+  log_N = np.log(np.clip(1.0 - ds_N[order], _LEAST, 1.0 - _LEAST))
+  z_B, log_B, counts_B = _binned(z_N, log_N)
+  paths = _paths(z_B, counts_B, _noises(z_N, log_N))
   law = _Law.fit(paths, log_B)
-  quadratic = _Quadratic.fit(paths, special.logit(np.exp(log_B)))
+  logit_paths = _paths(z_B, counts_B, _noises(z_N, special.logit(np.exp(log_N))))
+  quadratic = _Quadratic.fit(logit_paths, special.logit(np.exp(log_B)))
   saturation_GK = 1.0 - np.minimum(np.exp(law.centre_GK) * law.share_K, 1.0)
   ends = _quantiles(saturation_GK.ravel(), law.weights_GK.ravel(),
                     [0.5 - level / 2.0, 0.5, 0.5 + level / 2.0])
-  weights_G = law.weights_GK.sum(1)
+  weights_G = quadratic.weights_G  # the form in logits
   return Relation(level, float(us_N.max()), float(law.weights_GK.sum(0) @ law.alpha_K),
                   float(1.0 - (law.weights_GK * saturation_GK).sum()), tuple(map(float, ends)),
-                  float(weights_G @ paths.path_G), float(weights_G @ paths.noise_G),
+                  float(weights_G @ logit_paths.path_G), float(weights_G @ logit_paths.noise_G),
                   (law, quadratic))
 
 

@@ -1,6 +1,7 @@
 """The robust fit of downstream to upstream accuracy: planted laws, noise, and what it refuses."""
 import numpy as np
 import pytest
+from scipy import special
 
 from big_transfer.study import fitting, laws, robust
 
@@ -91,3 +92,11 @@ def test_what_rises_to_the_end_of_the_data_is_not_said_to_fall_beyond():
   # Ever flatter in logits: the parabola's top lies just beyond.
   found = robust.fit(us, 0.94 - 0.6 * (0.95 - us) ** 2)
   assert (np.diff(found.predict(np.linspace(0.9, 1.0, 20))) > -1e-3).all()
+
+
+def test_the_noise_of_a_cloud_is_found_and_not_taken_for_a_path():
+  # 0.1 in logits; of 600 points the estimate's standard error is 4 %.
+  rng = np.random.default_rng(4)
+  us = rng.uniform(0.1, 0.7, 600)
+  ds = special.expit(special.logit(_law(us)) + rng.normal(0.0, 0.1, 600))
+  assert robust.fit(us, ds).noise == pytest.approx(0.1, rel=0.12)
