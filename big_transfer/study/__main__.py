@@ -86,6 +86,7 @@ def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="
   if out.exists() and not out.is_dir():
     raise ValueError(f"--out: expected a folder, but {out} is a file; name another")
   formats = _checked(formats, figures)
+  analysis.check_apart(out, [tables] if isinstance(tables, str) else tables or ())
   out.mkdir(parents=True, exist_ok=True)
   said = analysis.Progress(progress)
   with said("reading"):

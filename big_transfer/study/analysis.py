@@ -1,5 +1,6 @@
 """All that a study finds in its points: the order of the analyses, and the tables they make."""
 import contextlib
+import pathlib
 import sys
 import time
 
@@ -111,6 +112,16 @@ def without_fit(fits):
                      + lines[0]["reason"]}
           for (upstream, task), lines in by_task.items()
           if all(line["status"] == "no fit" for line in lines)]
+
+
+def check_apart(folder, files):
+  """Raises ValueError where `write` would put a table of its own in the place of an input."""
+  for file in files:
+    path = pathlib.Path(file).expanduser().resolve()
+    if path.parent == folder.resolve() and path.suffix in (".parquet", ".csv") and (
+        path.stem in ("rows", "points", *TABLES)):
+      raise ValueError(f"--out: {folder} holds {file}, which a table of the study would replace; "
+                       "name another folder")
 
 
 def write(folder, points, tables):

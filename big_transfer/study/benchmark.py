@@ -283,6 +283,10 @@ def benchmark(data, out, *, methods=METHODS, columns=None):
   out = pathlib.Path(out).expanduser()
   if out.exists() and not out.is_dir():
     raise ValueError(f"--out: expected a folder, but {out} is a file; name another")
+  if pathlib.Path(data).expanduser().resolve() in [
+      (out / name).resolve() for name in ("benchmark.csv", "curves.csv")]:
+    raise ValueError(f"--out: {out} holds {data}, which a table of the benchmark would replace; "
+                     "name another folder")
   methods = list(dict.fromkeys(methods))
   for method in methods:
     fitter(method)

@@ -125,9 +125,16 @@ def test_this_projects_estimator_is_scored_beside_the_others(tmp_path):
 def test_columns_may_have_other_names(tmp_path):
   data = _write(tmp_path / "curves.csv", [row for row in _rows() if row[0] == "power"],
                 ("Domain", "Task", "Model", "tokens", "nats", "fit me"))
-  assert benchmark.main(["--data", str(data), "--out", str(tmp_path), "--methods", "m1",
+  assert benchmark.main(["--data", str(data), "--out", str(tmp_path / "out"), "--methods", "m1",
                          "--columns", "x=tokens, y=nats,training=fit me"]) == 0
-  assert _read(tmp_path / "benchmark.csv")[0]["curves"] == "3"
+  assert _read(tmp_path / "out/benchmark.csv")[0]["curves"] == "3"
+
+
+def test_the_file_of_curves_is_never_written_over(tmp_path, capsys):
+  data = _write(tmp_path / "curves.csv", _rows())
+  before = data.read_bytes()
+  assert benchmark.main(["--data", str(data), "--out", str(tmp_path), "--methods", "m1"]) == 1
+  assert "would replace" in capsys.readouterr().err and data.read_bytes() == before
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -162,5 +169,6 @@ def test_files_of_no_use_are_errors(tmp_path, capsys, rows, message):
 
 def test_a_file_that_is_not_text_is_an_error(tmp_path, capsys):
   (tmp_path / "curves.csv").write_bytes(b"PK\x03\x04\xff\xfe\x00")
-  assert benchmark.main(["--data", str(tmp_path / "curves.csv"), "--out", str(tmp_path)]) == 1
+  assert benchmark.main(["--data", str(tmp_path / "curves.csv"), "--out",
+                         str(tmp_path / "out")]) == 1
   assert "expected a CSV file in UTF-8" in capsys.readouterr().err

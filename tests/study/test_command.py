@@ -134,6 +134,13 @@ def test_a_table_of_results_is_studied_and_says_what_it_left_out(tmp_path, capsy
   assert not (tmp_path / "o/rows.parquet").exists()
 
 
+def test_a_table_of_results_is_never_written_over(tmp_path, capsys):
+  path = _csv(tmp_path / "points.csv")
+  before = path.read_bytes()
+  assert command.main(["--table", str(path), "--columns", COLUMNS, "--out", str(tmp_path)]) == 1
+  assert "would replace" in capsys.readouterr().err and path.read_bytes() == before
+
+
 def test_runs_and_a_table_can_be_studied_side_by_side(found, tmp_path):
   both = command.study(
       f"{found[1].parent}/runs/*", tmp_path / "o", tables=[_csv(tmp_path / "t.csv")],
