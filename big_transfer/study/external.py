@@ -111,7 +111,7 @@ def read(files, columns, *, join=(), scale="auto", values="accuracy", steps="las
         "trim(rtrim(x, '%')) END")
     database.execute(
         "CREATE MACRO number(x) AS try_cast(CASE WHEN regexp_full_match(bare(x), "
-        r"'[+-]?\d{1,3}(,\d{3})+(\.\d*)?') THEN replace(bare(x), ',', '') ELSE bare(x) END "
+        r"'[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?') THEN replace(bare(x), ',', '') ELSE bare(x) END "
         "AS DOUBLE)")
     together = sheets.read(database, files, [join] if isinstance(join, str) else join)
     labels = _lay_out(database, together, sources)

@@ -176,6 +176,12 @@ def test_an_upstream_task_is_measured_in_one_way_and_keeps_its_stated_error(tmp_
   assert line["us_error"] == pytest.approx(0.02 / math.sqrt(2)) and line["ds_error"] == 0.03
 
 
+def test_a_decimal_comma_is_no_thousands_separator(tmp_path):
+  path = _file(tmp_path, 'model,us,acc\na,"0,063",.5\nb,"0,071",.6\n')
+  with pytest.raises(ValueError, match="decimals with a point.*got '0,063'"):
+    external.read([path], "us=us,ds=acc,model=model")
+
+
 def test_rows_taken_for_seeds_though_nothing_says_so_are_a_warning(tmp_path):
   path = _file(tmp_path, "model,seed,us,acc\na,1,.5,.3\na,2,.5,.4\nb,1,.6,.5\n")
   doubt, = external.read([path], "us=us,ds=acc,model=model").census.warnings
