@@ -10,7 +10,8 @@ names), family and model, learning rate, batch size, share and number of upstrea
 So both a design that crosses the factors and one that varies each from a default are found. Epochs
 are compared, not steps, since with fewer examples as many epochs take fewer steps; epochs that
 differ by at most one step's worth are equal. Model size is varied within a family at one patch
-size (what follows the "/" in a model's label). Seeds may differ: they are chance, not a setting.
+size (the number after a "/" that ends a model's label). Seeds may differ: they are chance, not a
+setting.
 
 A user's table holds no overrides: there the runs of a series are equal in what the table tells of
 them, be it nothing, and may differ in anything else. The lines say so ('uncontrolled').
@@ -20,12 +21,13 @@ Shape legend: U runs, N points of a cell, S series.
 import collections
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from big_transfer.study import laws, partial, table
+from big_transfer.study import gather, laws, partial, table
 
 FACTORS = ("data", "model", "epochs")
 # What each factor changes of a config; these keys say nothing of what is held fixed.
@@ -69,14 +71,6 @@ TEST_COLUMNS = table.CELL_COLUMNS | {
     "status": ("VARCHAR", "'ok', 'uncontrolled' or 'left out'"),
     "reason": ("VARCHAR", "why the status isn't ok"),
 }
-
-
-def _flat(tree, prefix=""):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
 
 
 def _known(value):
@@ -126,7 +120,7 @@ class _Runs:
                   "epochs": "epochs"}
     self.family = of["family"]
     self.controlled = np.array([text is not None for text in of["overrides"]])
-    changed = [dict(_flat(json.loads(text))) if text else {} for text in of["overrides"]]
+    changed = [dict(gather.leaves(json.loads(text))) if text else {} for text in of["overrides"]]
     shared = [{"base": of["config_name"][u], "lr": _known(of["learning_rate"][u]),
                "batch": _known(of["batch_size"][u])} for u in range(len(self.names))]
     self.series = {}
@@ -141,7 +135,7 @@ def _fixed(factor, of, u, epochs_U, changed, shared):
   fixed = dict(shared) | {"family": of["family"][u]}
   label = of["model"][u]
   if factor == "model":
-    fixed["patch"] = label.rpartition("/")[2] if label and "/" in label else None
+    fixed["patch"] = (re.findall(r"/(\d+)$", label or "") or [None])[0]
   else:
     fixed |= {"model": label, "parameters": _known(of["parameters"][u])}
   if factor != "data":

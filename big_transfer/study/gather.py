@@ -76,10 +76,11 @@ def _load(path):
   return content
 
 
-def _leaves(tree, prefix=""):
+def leaves(tree, prefix=""):
+  """(dotted key, value) pairs of nested dicts."""
   for key, value in tree.items():
     if isinstance(value, dict):
-      yield from _leaves(value, f"{prefix}{key}.")
+      yield from leaves(value, f"{prefix}{key}.")
     else:
       yield f"{prefix}{key}", value
 
@@ -88,7 +89,7 @@ def _learning_rate(run, folder):
   """The peak rate: the shallowest number called lr or learning_rate, overrides first."""
   config = folder / records.CONFIG
   for tree in (run.get("overrides"), _load(config) if config.is_file() else None):
-    rates = [(key.count("."), value) for key, value in _leaves(tree or {})
+    rates = [(key.count("."), value) for key, value in leaves(tree or {})
              if key.rsplit(".", 1)[-1] in ("lr", "learning_rate") and "[" not in key
              and isinstance(value, (int, float)) and not isinstance(value, bool)]
     if rates:

@@ -125,6 +125,9 @@ def test_other_settings_and_models_keep_runs_apart():
   patches = _points([(1.0, size, 14, 3e-3, "vit") for size in ("S", "B")],
                     model=["ViT-S/16", "ViT-B/32"])
   assert not _series(patches, "model")
+  owners = _points([(1.0, size, 14, 3e-3, "vit") for size in ("S", "B")],
+                   model=["org/vit_s", "org/vit_b"])
+  assert len(_series(owners, "model")) == 1  # a slash alone makes no patch size
   none = _points(settings, upstream_train_examples=[0, 0])
   assert len(_series(none, "data")) == 1  # an impossible number is one that isn't known
   apart = planted_points.make([0.2, 0.4], {"t": np.array([0.3, 0.5])}, upstream=["a", "b"],
