@@ -47,7 +47,7 @@ def _panel(i, curve, methods, titles):
   room = (values.max() / values.min()) ** 0.08
   x = altair.X("x:Q", title=titles["x"],
                scale=altair.Scale(type="log", nice=False, padding=6),
-               axis=altair.Axis(format="~s", tickCount=4))
+               axis=altair.Axis(labelExpr=style.COUNT_LABEL, tickCount=4))
   y = altair.Y("y:Q", title=titles["y"],
                scale=altair.Scale(type="log", nice=False,
                                   domain=[values.min() / room, values.max() * room]),

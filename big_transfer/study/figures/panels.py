@@ -317,10 +317,8 @@ def _ground(upstream, titled, axes, kinds):
   return (frame, band), (rule, lines)
 
 
-# Shares of the data are up to 1, parameters and examples many; epochs are in between. A thousand
-# million is a billion (B) of parameters, not a giga.
-_SHADE_LABEL = ("replace(format(datum.value, datum.value < 1000 ? '.3~g' : '.3~s'), 'G', 'B')")
-_SIZE_LABEL = "replace(format(datum.value, '~s'), 'G', 'B')"
+# Shares of the data are up to 1, parameters and examples many; epochs are in between.
+_SHADE_LABEL = "replace(format(datum.value, datum.value < 1000 ? '.3~g' : '.3~s'), 'G', 'B')"
 
 
 def _dots(x, y, families, points, crowd, sizes, legend):
@@ -332,7 +330,7 @@ def _dots(x, y, families, points, crowd, sizes, legend):
       "size": altair.Size("size:Q",
                           scale=altair.Scale(type="log", range=[smallest, largest],
                                              domain=list(sizes)),
-                          legend=_bottom("Parameters", labelExpr=_SIZE_LABEL,
+                          legend=_bottom("Parameters", labelExpr=style.COUNT_LABEL,
                                          symbolFillColor="#777",
                                          values=style.sizes_legend(*sizes),
                                          symbolStrokeWidth=0)),

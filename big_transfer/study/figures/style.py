@@ -146,6 +146,9 @@ def accuracy(channel, field, title, axes="linear"):
                                   tickCount=5, labelFlush=8))
 
 
+# A thousand million parameters or examples are a billion (B), not a giga.
+COUNT_LABEL = "replace(format(datum.value, '~s'), 'G', 'B')"
+
 EVERY = "every"  # in place of a number of shots, of which None is one
 
 
