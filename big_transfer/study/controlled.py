@@ -299,13 +299,15 @@ class _Comparison:
     return self.line | {
         "partial_r2": effect.share, "slope": effect.slope, "slope_low": low, "slope_high": high,
         "slope_noise": effect.from_noise, "p_value": p_value,
-        "same_curve": _answer(low, high, effect.from_noise or 0.0),
+        "same_curve": _answer(low, high, effect.from_noise or 0.0, effect.drowned),
         "status": "uncontrolled" if self.caveat else "ok", "reason": self.caveat}
 
 
-def _answer(low, high, noise):
+def _answer(low, high, noise, drowned):
   if -NEGLIGIBLE <= low and high <= NEGLIGIBLE:
     return "yes"
+  if drowned:
+    return "undecided"
   return "no" if high < min(noise, 0.0) or low > max(noise, 0.0) else "undecided"
 
 
@@ -320,7 +322,7 @@ def tests(points, *, level=0.9):
   Noise in upstream accuracy hides a part of it, which the factor then stands in for: `slope_noise`
   says how much slope that makes, to first order (in simulations with the crossed sweep 1.0 to 1.6
   times what was found). A slope is held against the curve only where the interval excludes this
-  too.
+  too, and never where noise is the most of what the factor leaves of upstream accuracy.
 
   Args:
     points: `table.Points`; a run counts at its last evaluation.

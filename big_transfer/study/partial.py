@@ -27,12 +27,14 @@ class Effect(typing.NamedTuple):
     free: degrees of freedom of that error.
     share: partial R^2, over the runs that the factor differs in.
     from_noise: the slope that errors of upstream accuracy make by themselves; None: unknown.
+    drowned: whether those errors are so large that `from_noise` says too little of it.
   """
   slope: float
   error: float
   free: int
   share: float
   from_noise: float | None
+  drowned: bool
 
 
 def _spline(us_N):
@@ -115,10 +117,10 @@ class Design:
     before = np.square(y_N[self._inside]).sum()
     share = 1.0 - np.square(rest_N[self._inside]).sum() / before if before > 0 else 0.0
     return Effect(slope, float(np.sqrt(variance) / power), self._free, float(max(share, 0.0)),
-                  self._from_noise(ds_N, us_error_N[self._kept]))
+                  *self._from_noise(ds_N, us_error_N[self._kept]))
 
   def _from_noise(self, ds_N, us_error_N):
-    """The slope that noise upstream makes, to first order, were the curve a parabola.
+    """(slope that noise upstream makes, to first order, were the curve a parabola; drowned).
 
     Of what the factor leaves of upstream accuracy, a share (noise over variance) is noise, which
     moves a run along the upstream axis but not downstream: off the curve, by the curve's slope.
@@ -129,10 +131,11 @@ class Design:
     rest_N = self._us - gain * self._factor
     variance = rest_N @ rest_N / (rest_N.size - self._size.size - 1)
     if not np.isfinite(us_error_N).any() or variance < 1e-12:
-      return None
+      return None, False
     # Were noise the most of what is left, no correction would hold; this caps it at a half.
-    share = min(np.nanmean(np.square(us_error_N)) / variance, 0.5)
+    known = np.nanmean(np.square(us_error_N)) / variance
+    share = min(known, 0.5)
     columns = [self._us, self._centred(np.square(self._raw)), self._factor]
     linear, bend, _ = np.linalg.lstsq(np.stack(columns, 1), ds_N, rcond=None)[0]
     off_N = (linear + 2.0 * bend * self._raw) * share / (1.0 - share) * rest_N
-    return float(-self._left @ off_N / (self._left @ self._left))
+    return float(-self._left @ off_N / (self._left @ self._left)), bool(known > 0.5)
