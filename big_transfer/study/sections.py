@@ -32,11 +32,13 @@ SECTIONS = (
     Section("fits", "The fits", (
         Part("table", "fits", "The laws, a line a task, number of shots and fit."),
         Part("table", "robust",
-             "The robust fit of the same points: Eq. 1 and a quadratic in logits, with errors that "
-             "are correlated along upstream accuracy, anchored at the highest. It is this "
-             "project's own and meant for predicting beyond the runs; the lines of the table above "
-             "are the paper's plain fits. Its curve is drawn to half-way between the best run and "
-             "an upstream accuracy of 1."),
+             "The robust fit of the same points, this project's own, for predicting beyond the "
+             "runs; the lines of the table above are the paper's plain fits. What Eq. 1 and a "
+             "quadratic in logits miss is taken for a path along upstream accuracy, not for "
+             "independent errors: it follows the runs where there are some, even in a bump, and "
+             "those nearest the highest upstream accuracy count most for what lies beyond. Its "
+             "curve is drawn to half-way from there to an upstream accuracy of 1; the saturation "
+             "value is of its Eq. 1, low and high the ends of a posterior interval."),
     )),
     Section("shots", "The number of shots", (
         Part("figure", "irreducible_error",

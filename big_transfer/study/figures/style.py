@@ -170,7 +170,7 @@ def sizes_legend(low, high):
 def shades_legend(values):
   """Values to mark in the legend of a log colour scale: all of a few, else four from end to end."""
   known = sorted({float(value) for value in values if np.isfinite(value)})
-  if len(known) <= 4:
+  if len(known) <= 5:
     return tuple(known)
   return tuple(float(f"{value:.2g}") for value in np.geomspace(known[0], known[-1], 4))
 

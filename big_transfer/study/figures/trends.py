@@ -45,6 +45,11 @@ def _fit_channels(kinds):
           "shape": altair.Shape("fit:N", scale=scale(2), title="Fit")}
 
 
+def _upstream_colour():
+  return altair.Color("upstream:N", title="Upstream", legend=altair.Legend(symbolOpacity=1),
+                      scale=altair.Scale(range=["#0072B2", "#E69F00", "#009E73", "#CC79A7"]))
+
+
 def _shots_axis(lines, title="shots a class (log scale)"):
   counts = sorted({line["shots"] for line in lines})
   return altair.X("shots:Q", scale=altair.Scale(type="log", nice=False, padding=8), title=title,
@@ -70,8 +75,7 @@ def irreducible_error(tables, *, upstream=None):
            "high": 1.0 - line["saturation_low"] if line["status"] == "ok" else None}
           for line in lines]
   y = altair.Y("value:Q", title="irreducible error e_IR", axis=altair.Axis(format="~%"))
-  colour = altair.Color("upstream:N", title="Upstream",
-                        scale=altair.Scale(range=["#0072B2", "#E69F00", "#009E73", "#CC79A7"]))
+  colour = _upstream_colour()
   channels = _fit_channels({line["fit"] for line in lines})
   tooltip = ["panel:N", "upstream:N", "fit:N", "shots:Q", "status:N",
              *(altair.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high"))]
@@ -110,8 +114,7 @@ def parameters(tables, *, upstream=None):
            "status": line["status"]}
           for line in lines for name, words in _PARAMETERS.items()]
   channels = _fit_channels({line["fit"] for line in lines})
-  colour = altair.Color("upstream:N", title="Upstream",
-                        scale=altair.Scale(range=["#0072B2", "#E69F00", "#009E73", "#CC79A7"]))
+  colour = _upstream_colour()
   y = altair.Y("value:Q", title=None, scale=altair.Scale(zero=False),
                axis=altair.Axis(tickCount=4, format="~r"))
   chart = altair.layer(

@@ -44,7 +44,7 @@ function pointRows(cell, axes, {families = null, look = null, lastOnly = false} 
 /** Values to mark in the legend of a colour scale: all of a few, else four from end to end. */
 function shadeValues(values) {
   const known = [...new Set(values.filter(value => value > 0))].sort((a, b) => a - b);
-  if (known.length <= 4) return known;
+  if (known.length <= 5) return known;
   const [low, high] = [known[0], known.at(-1)];
   return [0, 1, 2, 3].map(i => Number((low * (high / low) ** (i / 3)).toPrecision(2)));
 }
