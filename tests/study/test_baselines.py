@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from big_transfer.study import baselines, benchmark, curves
 
@@ -163,3 +164,15 @@ def test_published_figures_are_met(method):
 @pytest.mark.parametrize("method", ("m2", "m4", "bnsl", "mean3"))
 def test_published_figures_are_met_by_the_longer_fits(method):
   _published(method)
+
+
+def test_a_lines_interval_is_the_textbook_one_for_few_points():
+  rng = np.random.default_rng(6)
+  x, new = np.geomspace(1e3, 1e5, 6), np.array([2e5, 1e6])
+  u, v = np.log(x), np.log(curves.M1.predict([40.0, 0.28], x)) + rng.normal(0, 0.05, 6)
+  low, high = baselines.m1(x, np.exp(v)).interval(new)
+  line = stats.linregress(u, v)
+  spread = np.sqrt(np.sum((v - line.intercept - line.slope * u) ** 2) / 4)
+  half = stats.t.ppf(0.95, 4) * spread * np.sqrt(
+      1 + 1 / 6 + (np.log(new) - u.mean()) ** 2 / np.sum((u - u.mean()) ** 2))
+  np.testing.assert_allclose(np.log(high / low) / 2, half, rtol=1e-6)

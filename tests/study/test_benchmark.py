@@ -88,6 +88,14 @@ def test_every_curve_and_method_has_a_line_with_the_reason_where_there_is_no_sco
   assert all(not line["log_rmse"] for line in lines if line["status"] == "failed")
 
 
+def test_points_above_and_below_an_interval_are_not_covered():
+  y = curves.M1.predict([5.0, 0.2], X) * np.exp(np.random.default_rng(0).normal(0, 0.01, 40))
+  off = np.array([1.0, 3.0, 1.0 / 3.0, 1.0, 3.0, 1.0 / 3.0, 1.0, 3.0, 1.0 / 3.0, 1.0])
+  curve = benchmark.MeasuredCurve("d", "t", "m", X[:30], y[:30], X[30:],
+                                  curves.M1.predict([5.0, 0.2], X[30:]) * off, None)
+  assert benchmark.score(curve, "m1")["covered"] == 0.4
+
+
 def test_terminal_shows_domains_groups_of_tasks_and_what_failed(found, capsys):
   data = found.parent / "curves.csv"
   assert benchmark.main(["--data", str(data), "--out", str(found), "--methods", "m1"]) == 0

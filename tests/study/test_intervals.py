@@ -52,6 +52,17 @@ def test_what_noise_adds_to_all_points_is_known_where_it_can_be_worked_out():
   assert without.lift[0] == 0 and without.low[0] > 0.05 ** 2
 
 
+def test_what_noise_adds_is_followed_back_along_a_parabola_in_its_variance():
+  def fourth_moment(us_RM, ds_RM, mask_RM, free=False):
+    return (ds_RM ** 4).mean(1, keepdims=True)
+  errors_2N = np.stack([np.zeros(2000), np.full(2000, 0.5)])
+  found = intervals.intervals("all", fourth_moment, np.zeros(2000), np.zeros(2000),
+                              np.arange(2000), errors_2N)
+  # 3 v^2 at added variances v of 0, 1/4 and 1/2 is 0, 3/16 and 3/4: at -1/4 it is 3/16 again. Of
+  # 10 copies of 2,000 points the standard error is .014; a line would say +3/16.
+  np.testing.assert_allclose(found.lift, -3 / 16, atol=0.05)
+
+
 def test_an_interval_always_holds_the_estimate_itself():
   rng = np.random.default_rng(2)
   us_N = rng.uniform(0, 1, 300)

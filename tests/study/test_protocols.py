@@ -198,14 +198,15 @@ def test_shots_are_pooled_over_tasks_and_upstreams():
   rising, falling = ({shot: (0.5, sign * shot + 30.0, 0.1) for shot in (1, 5, 10)}
                      for sign in (1, -1))
   fits = (_fits(rising, upstream="a", task="x") + _fits(rising, upstream="a", task="y")
-          + _fits(falling, upstream="b", task="x"))
+          + _fits(falling, upstream="b", task="x")
+          + _fits({1: (0.5, 3.0, 0.1), 5: (0.5, 2.0, 0.1)}, upstream="b", task="y"))
   pooled = {line["upstream"]: line for line in shots.trends(fits)
             if line["task"] == shots.EVERY and line["parameter"] == "alpha"}
   assert list(pooled) == ["a", "b", shots.EVERY]
-  assert [pooled[name]["likelihood_up"] for name in pooled] == [1.0, 0.0, 6 / 9]
+  assert [pooled[name]["likelihood_up"] for name in pooled] == [1.0, 0.0, 6 / 10]
   assert pooled[shots.EVERY]["pearson"] == pytest.approx(1 / 3)
-  assert [pooled[name]["pairs"] for name in pooled] == [6, 3, 9]
-  constant = {line["parameter"]: line for line in shots.trends(fits)}["k"]
+  assert [pooled[name]["pairs"] for name in pooled] == [6, 4, 10]
+  constant = {line["parameter"]: line for line in shots.trends(fits[:-2])}["k"]
   assert constant["pearson"] is None and "same at every number" in constant["reason"]
 
 

@@ -100,3 +100,13 @@ def test_the_noise_of_a_cloud_is_found_and_not_taken_for_a_path():
   us = rng.uniform(0.1, 0.7, 600)
   ds = special.expit(special.logit(_law(us)) + rng.normal(0.0, 0.1, 600))
   assert robust.fit(us, ds).noise == pytest.approx(0.1, rel=0.12)
+
+
+def test_intervals_are_narrow_in_accuracy_where_accuracy_is_low():
+  # Where ds is 0.1 to 0.2, 0.1 in logits is 0.1 ds (1 - ds) in accuracy.
+  rng = np.random.default_rng(5)
+  us = rng.uniform(0.1, 0.5, 500)
+  ds = special.expit(-2.5 + 2.0 * us + rng.normal(0.0, 0.1, 500))
+  low, high = robust.fit(us, ds).interval([0.3])
+  middle = special.expit(-2.5 + 2.0 * 0.3)
+  assert (high - low)[0] == pytest.approx(2 * 1.645 * 0.1 * middle * (1.0 - middle), rel=0.2)
