@@ -183,6 +183,8 @@ def test_runs_without_shots_or_upstream_or_parameters_have_a_page(tmp_path):
                       sources={}).read_text()
   data = page_data(page)
   assert data["cells"][0]["shots"] is None and data["cells"][0]["upstream"] == "upstream"
+  assert all(layer["encoding"].get("size", {}).get("legend") is None
+             for layer in data["templates"]["family"]["linear"]["layer"])  # of nothing
   assert data["runs"]["families"] == ["unknown"] and list(data["looks"]) == ["unknown"]
   assert style.shots_name(None) == "shots not given" and style.at_shots("A", None) == "A"
 

@@ -34,6 +34,7 @@ LINES = {  # kind -> colour, dash
     REFERENCE["hull"]: ("#D55E00", [8, 3]),
     REFERENCE["all"]: ("#D55E00", [3, 3]),
 }
+UNSIZED = (1.0, 1.0)
 RUN = "run"  # the role of a point that doesn't stand out
 _LEAST_SPAN = 0.1  # of an axis, in accuracy: less would make a landscape of one run, or of noise
 _CURVE = 60  # points of a drawn law: smooth at any size a figure is printed
@@ -48,7 +49,7 @@ class Runs:
   Attributes:
     family: (U,) names of families; `families` those that occur, in the order of legends.
     columns: name -> (U,) values of what a tooltip shows, None where unknown.
-    sizes: fewest and most parameters, where known.
+    sizes: fewest and most parameters, where known; `UNSIZED` where none are.
   """
 
   _SHOWN = ("model", "parameters", "run_name", "run_id", "learning_rate", "upstream_fraction",
@@ -59,7 +60,7 @@ class Runs:
     self.columns = {name: [None if value is None or value != value else value
                            for value in points.of_runs(name).tolist()] for name in self._SHOWN}
     known = [size for size in self.columns["parameters"] if size]
-    self.sizes = (min(known, default=1.0), max(known, default=1.0))
+    self.sizes = (min(known), max(known)) if known else UNSIZED
 
 
 def verdict(lines):
@@ -330,10 +331,9 @@ def _dots(x, y, families, points, crowd, sizes, legend):
       "size": altair.Size("size:Q",
                           scale=altair.Scale(type="log", range=[smallest, largest],
                                              domain=list(sizes)),
-                          legend=_bottom("Parameters", labelExpr=style.COUNT_LABEL,
-                                         symbolFillColor="#777",
-                                         values=style.sizes_legend(*sizes),
-                                         symbolStrokeWidth=0)),
+                          legend=None if sizes == UNSIZED else _bottom(
+                              "Parameters", labelExpr=style.COUNT_LABEL, symbolFillColor="#777",
+                              values=style.sizes_legend(*sizes), symbolStrokeWidth=0)),
       "opacity": altair.condition("datum.evaluation == 'earlier'", altair.value(0.35 * opacity),
                                   altair.value(opacity)),
       "tooltip": [altair.Tooltip(field, title=title,
