@@ -126,7 +126,7 @@ def read(files, columns, *, join=(), scale="auto", values="accuracy", steps="las
     if "us" in sources:
       lost.rows("us IS NULL", "no accuracy upstream")
     grouping.number_runs(database, sources)
-    if "step" in sources:  # beside other steps of its run, it could be any
+    if "step" in sources:
       lost.rows("step IS NULL AND run_number IN (SELECT run_number FROM measured WHERE step IS NOT "
                 "NULL)", "no step, in a run with steps")
     if "us_task" in sources:

@@ -3,7 +3,8 @@
 A run is what agrees in `upstream`, `model`, `family`, `params` and whatever else is known of it, in
 the columns that files were joined on, and (but in learning curves, with `step`) in accuracy
 upstream; or what agrees in `upstream` and `run`, if that is given. Rows of one run and one cell are
-seeds of the downstream measurement: they are averaged, and their standard error is kept.
+seeds of the downstream measurement: they are averaged, and their standard error is kept. A row
+without a step is left out beside others of its run that have one: it could be any.
 
 All functions work on the table `measured` of a database, which `external` makes: one line a
 downstream measurement, with the columns `place` (order), `source` and `folder` ("FILE:ROW" of the

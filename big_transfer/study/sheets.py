@@ -185,6 +185,8 @@ def _read(database, path, label, relation):
 
 def _shortened(error):
   """What an error says, without DuckDB's advice on options."""
+  if "state machine" in str(error):
+    return "its lines end in different ways, some in CR LF and some in LF, or it is no CSV"
   lines = [line.strip() for line in str(error).split("LINE 1:")[0].splitlines() if line.strip()]
   return " ".join(lines[:3])[:300].rstrip(".; ")
 

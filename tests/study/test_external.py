@@ -283,6 +283,9 @@ def test_files_that_are_no_tables_say_so(tmp_path):
                                ("x.parquet", "no", "can't be read as a table")]:
     with pytest.raises(ValueError, match=words):
       external.read([_file(tmp_path, content, name)], "us=a,ds=b")
+  (tmp_path / "mixed.csv").write_bytes(b"a,b\r\n.1,.2\n.3,.4\r\n")
+  with pytest.raises(ValueError, match="lines end in different ways"):
+    external.read([tmp_path / "mixed.csv"], "us=a,ds=b")
   with pytest.raises(ValueError, match="no such file"):
     external.read([tmp_path / "none.csv"], "us=a,ds=b")
   with pytest.raises(ValueError, match="given twice"):
