@@ -12,8 +12,8 @@ from big_transfer.study import reference as published
 from big_transfer.study import saturation, table
 from big_transfer.study.figures import panels, style
 
-_KEY = ("A mark is a run. Dotted: the saturation value of each fit, downstream accuracy as "
-        "upstream goes to 100 %, with its interval.")
+_KEY = ("A mark is a run. Level dotted: the saturation value of each plain fit, if identified: "
+        "downstream accuracy as upstream goes to 100 %, with its interval.")
 MOST_MARKS = 24_000  # of a figure: more make an SVG of many MB that looks the same
 _LEAST_MARKS = 300  # of a panel
 
