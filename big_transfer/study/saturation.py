@@ -26,6 +26,8 @@ MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade
 # Below this a noisy hull bends over by itself, though the runs lie along a straight line. (The
 # paper's reach 0.59.)
 MIN_REACH = 0.4
+# Where a falling line in logits leaves less than this of the residual, accuracy falls.
+FALLING = 0.9
 # A run that far above the saturation value of its own hull, in accuracy, belies the law.
 MISFIT = 0.02
 # A hull that moves by less, in accuracy, is called flat: a saturation value is then where it lies.
@@ -175,6 +177,9 @@ def _doubt(line):
   if line["fit"] == "hull" and best > line["saturation"] + max(MISFIT, 3.0 * (line["noise"] or 0)):
     return (f"the best run, {best:.3f}, lies above the law's saturation value, "
             f"{line['saturation']:.3f}: Eq. 1 does not describe this hull")
+  if line["k"] < 1e-9 and line["logit_slope"] < 0 and line["logit_rms"] < FALLING * line["rms"]:
+    return ("downstream accuracy falls as upstream accuracy rises, which Eq. 1 can't: the value is "
+            "their mean")
   if line["alpha"] < 1.02 * laws.SATURATING.parameters["alpha"][0]:
     return (f"the law fits best with the least exponent allowed, {line['alpha']:.2g}: it rises "
             "with no end in sight")
