@@ -16,7 +16,8 @@ if [[ "$(cat $stamp 2>/dev/null)" != "$wanted" ]]; then
   }
   echo "installing into .venv (about a minute, 1.4 GB; once)"
   "$base" -m venv .venv
-  .venv/bin/python -m pip install -qq --disable-pip-version-check --editable ".[$extras]"
+  .venv/bin/python -m pip install -qq --disable-pip-version-check \
+    --config-settings editable_mode=compat --editable ".[$extras]"
   echo "$wanted" > $stamp
 fi
 PYTHON=$PWD/.venv/bin/python

@@ -171,6 +171,7 @@ def _write_figures(folder, points, tables, shots, which, formats, reference):
 
 _MOST_LINES = 40  # of the terminal's table
 _MOST_FAMILIES = 3
+_MOST_DROPPED = 5
 
 
 def _printed(study):
@@ -254,8 +255,15 @@ def main(argv=None):
   for warning in said:
     print(f"warning: {warning}", file=sys.stderr)
   print(_printed(found))
-  left_out = ", ".join(f"{n} {why}" for why, n in sorted(found.census.left_out.items()))
-  print(f"\nruns: {found.census.finished}; left out: {left_out or 'none'}")
+  whole = [line for line in found.tables["left_out"] if not line["task"]]
+  by_task = [line for line in found.tables["left_out"] if line["task"]]
+  words = ", ".join(f"{line['points']} {line['reason']}" for line in whole)
+  print(f"\nruns: {found.census.finished}; left out: "
+        + (words or ("of tasks, see below" if by_task else "none")))
+  for line in by_task[:_MOST_DROPPED]:
+    print(f"left out of {line['task']}: {line['points']} points: {line['reason']}")
+  if len(by_task) > _MOST_DROPPED:
+    print(f"and {len(by_task) - _MOST_DROPPED} more in left_out.csv")
   print(f"report: {found.report}")
   return 0
 

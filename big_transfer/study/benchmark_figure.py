@@ -131,7 +131,7 @@ def benchmark_figure(scores, examples, methods, level, names):
   shown = altair.concat(*panels, columns=2).properties(title=altair.Title(
       "Curves of middle error, one a group of tasks",
       subtitle=f"Lines are fitted to the dark points. Shaded: big_transfer's {100 * level:.0f} % "
-               "interval."))
+               "interval. Where the dark points are a running minimum, its line runs above them."))
   spec = altair.vconcat(_errors(methods), shown).to_dict(validate=False)
   return style.specification(
       {key: value for key, value in spec.items() if key in ("vconcat", "resolve", "spacing")},

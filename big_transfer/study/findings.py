@@ -129,7 +129,7 @@ def prediction(tables, upstream, shots):
                   + ", ".join(f"{method} {value:.4f}" for method, value in sorted(
                       medians.items(), key=lambda item: item[1]))
                   + "; least, by number of tasks: "
-                  + ", ".join(f"{method} ({count})" for method, count in best.most_common(2)) + ".")
+                  + ", ".join(f"{method} ({count})" for method, count in best.most_common()) + ".")
   return " ".join(said)
 
 

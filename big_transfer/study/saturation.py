@@ -26,6 +26,10 @@ MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade
 # Below this a noisy hull bends over by itself, though the runs lie along a straight line. (The
 # paper's reach 0.59.)
 MIN_REACH = 0.4
+# An edge longer than this share of a hull says that the runs bend the other way, if not of a hull
+# that ends where there is nothing left to extrapolate to.
+CHORD, SEEN = 0.75, 0.95
+FARTHEST = 2.0  # spans of the runs that a saturation value may lie beyond them
 # Where a falling line in logits leaves less than this of the residual, accuracy falls.
 FALLING = 0.9
 # A run that far above the saturation value of its own hull, in accuracy, belies the law.
@@ -41,6 +45,7 @@ FIT_COLUMNS = {name: table.POINT_COLUMNS[name] for name in table.CELL} | {
     "runs": ("BIGINT", "runs in the cell"),
     "points": ("BIGINT", "points in the cell"),
     "hull_vertices": ("BIGINT", "vertices of the upper hull"),
+    "hull_edge": ("DOUBLE", "its longest edge, as a share of the upstream range"),
     "hull_rise": ("DOUBLE", "highest less lowest downstream accuracy on the upper hull"),
     "us_low": ("DOUBLE", "lowest upstream accuracy"),
     "us_high": ("DOUBLE", "highest upstream accuracy"),
@@ -177,6 +182,14 @@ def _doubt(line):
   if line["fit"] == "hull" and best > line["saturation"] + max(MISFIT, 3.0 * (line["noise"] or 0)):
     return (f"the best run, {best:.3f}, lies above the law's saturation value, "
             f"{line['saturation']:.3f}: Eq. 1 does not describe this hull")
+  if (line["fit"] == "hull" and line["hull_edge"] > CHORD
+      and line["us_high"] < SEEN):
+    return (f"one edge of the hull spans {100 * line['hull_edge']:.0f} % of its range: mixtures of "
+            "the runs at its ends lie on it, and a straight line tells of no bend")
+  span, beyond = line["us_high"] - line["us_low"], 1.0 - line["us_high"]
+  if beyond > FARTHEST * span:
+    return (f"upstream accuracies span {span:.3g}, and 1 lies {beyond:.3g} beyond: more than "
+            f"{FARTHEST:g} times as far")
   if line["k"] < 1e-9 and line["logit_slope"] < 0 and line["logit_rms"] < FALLING * line["rms"]:
     return ("downstream accuracy falls as upstream accuracy rises, which Eq. 1 can't: the value is "
             "their mean")
@@ -193,12 +206,18 @@ def _doubt(line):
   return None
 
 
+def _longest_edge(us_V):
+  span = us_V[-1] - us_V[0]
+  return float(np.diff(us_V).max() / span) if span > 0 else None
+
+
 def _described(view):
   """What a line of either kind says of the cell's points."""
   vertices = hull.upper_hull(view.us, view.ds)
   return view.cell._asdict() | {
       "steps": "last" if view.last.all() else "all", "runs": int(np.unique(view.run).size),
       "points": int(view.us.size), "hull_vertices": int(vertices.size),
+      "hull_edge": _longest_edge(view.us[vertices]),
       "hull_rise": float(np.ptp(view.ds[vertices])), "us_low": float(view.us.min()),
       "us_high": float(view.us.max()), "ds_worst": float(view.ds.min()),
       "ds_best": float(view.ds.max()), "ds_std": float(view.ds.std())}
@@ -246,7 +265,7 @@ def problem(runs, us_N):
   if runs < MIN_RUNS:
     return f"{runs} run{'s' * (runs != 1)}; at least {MIN_RUNS} are needed"
   if np.ptp(us_N) < MIN_SPAN:
-    return f"upstream accuracies span {np.ptp(us_N):.3f}; at least {MIN_SPAN} is needed"
+    return f"upstream accuracies span {np.ptp(us_N):.3g}; at least {MIN_SPAN} is needed"
   if np.unique(us_N).size < 3:
     return "2 different upstream accuracies; Eq. 1, with three parameters, needs at least 3"
   return None

@@ -165,8 +165,6 @@ def _minimise(start_P, search, *points, steps=2000):
 
 def _checked(law, n_K, d_K, loss_K, level):
   n_K, d_K, loss_K = (np.asarray(values, float) for values in (n_K, d_K, loss_K))
-  if law.name not in _SEARCHES:
-    raise ValueError(f"law: expected one of {sorted(_SEARCHES)} of LOSS_LAWS, got {law.name!r}")
   if not n_K.ndim == 1 or not n_K.shape == d_K.shape == loss_K.shape:
     raise ValueError("n, d, loss: expected one dimension and equal lengths, got shapes "
                      f"{n_K.shape}, {d_K.shape} and {loss_K.shape}")
@@ -192,7 +190,8 @@ def fit_surface(law, n_K, d_K, loss_K, *, level=0.9, resamples=200, seed=0):
   """Fits L(N, D) to points.
 
   Args:
-    law: one of `LOSS_LAWS`. n_K, d_K: the two sizes, of any units. loss_K: the loss, above 0.
+    law: one of `LOSS_LAWS`, or its name: "kaplan", "chinchilla".
+    n_K, d_K: the two sizes, of any units. loss_K: the loss, above 0.
     level: of the parameters' intervals. resamples: how many those are read from; 0 is none, and
     intervals of NaN. seed: of the resampling.
 
@@ -203,6 +202,9 @@ def fit_surface(law, n_K, d_K, loss_K, *, level=0.9, resamples=200, seed=0):
     ValueError: an unknown law, too few points or different sizes, shapes that differ, values
       that aren't finite and above 0.
   """
+  law = LOSS_LAWS.get(law, law) if isinstance(law, str) else law
+  if law not in LOSS_LAWS.values():
+    raise ValueError(f"law: expected one of {', '.join(LOSS_LAWS)}, got {law!r}")
   n_K, d_K, loss_K = _checked(law, n_K, d_K, loss_K, level)
   search, u_K, v_K, logs_K = _SEARCHES[law.name], np.log(n_K), np.log(d_K), np.log(loss_K)
   u, v = u_K.mean(), v_K.mean()

@@ -122,7 +122,7 @@ def test_a_table_of_results_is_studied_and_says_what_it_left_out(tmp_path, capsy
                        "--resamples", "40", "--formats", "svg"]) == 0
   printed = capsys.readouterr().out
   assert re.search(r"pets +14 +0\.20–0\.85 .*0\.9\d\d \[0\.", printed)
-  assert "left out: 14" in printed
+  assert "left out of cars: 14 points" in printed
   fit, = [line for line in parquet.read_table(tmp_path / "o/fits.parquet").to_pylist()
           if line["fit"] == "all"]
   assert (fit["k"], fit["alpha"], fit["e_IR"]) == pytest.approx((0.8, 2.0, 0.1), abs=2e-3)

@@ -9,8 +9,9 @@ import planted_tables
 import pytest
 import vl_convert
 
-from big_transfer.study import figures, hull, ranks, reference, table
+from big_transfer.study import figures, hull, ranks, reference, saturation, table
 from big_transfer.study.figures import matrices, panels, scatter, style, trends
+
 
 @pytest.fixture(scope="module")
 def study():
@@ -78,8 +79,13 @@ def test_places_rise_with_accuracy_on_all_axes_and_are_finite():
   assert np.allclose(y - x, np.log10(2.0), atol=1e-9)
 
 
-def test_published_laws_are_drawn_on_the_task_of_that_name_alone(drawn):
-  spec = drawn["overview"][0]
+def test_published_laws_are_drawn_on_the_task_of_that_name_and_at_their_shots_alone(drawn):
+  kinds = {line["line"] for i in range(4)
+           for line in drawn["overview"][0]["datasets"][f"lines_{i}"]}
+  assert panels.REFERENCE["hull"] not in kinds  # at 10 shots; they are of 25
+  points = planted_tables.make_points(shot_counts=(25,))
+  tables = {"fits": saturation.fits(points, resamples=20)}
+  spec = figures.overview(points, tables, 25, reference="paper")
   for i, panel in enumerate(spec["concat"]):
     kinds = {line["line"] for line in spec["datasets"][f"lines_{i}"]}
     assert (panels.REFERENCE["hull"] in kinds) == panel["title"]["text"].startswith("pets")

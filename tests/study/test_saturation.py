@@ -257,3 +257,18 @@ def test_a_hull_that_its_law_does_not_describe_is_not_identified():
   on_hull, on_all = saturation.fits(_points(us_N, 0.8 - 0.2 * us_N), resamples=40)
   assert on_hull["status"] == "not identified" and "does not describe" in on_hull["reason"]
   assert on_all["status"] == "not identified" and "falls" in on_all["reason"]
+
+
+def test_a_hull_of_one_edge_far_from_1_is_not_identified():
+  # A relation that bends upward: only mixtures of its ends lie on the hull.
+  us_N = np.linspace(0.2, 0.9, 30)
+  on_hull, on_all = saturation.fits(
+      _points(us_N, 1.0 - 0.6 * (1.0 - us_N) ** 0.8 - 0.05), resamples=40)
+  assert on_hull["status"] == "not identified" and "one edge" in on_hull["reason"]
+  assert on_all["status"] == "ok" and on_all["saturation"] == pytest.approx(0.95, abs=1e-3)
+
+
+def test_what_lies_many_spans_beyond_the_runs_is_not_identified():
+  us_N = np.linspace(0.72, 0.80, 30)
+  for line in saturation.fits(_points(us_N, 0.9 - 2.0 * (1.0 - us_N) ** 3), resamples=40):
+    assert line["status"] == "not identified" and "times as far" in line["reason"]

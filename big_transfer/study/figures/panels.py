@@ -23,7 +23,7 @@ HULL = "upper hull"
 LAWS = {"hull": "law, fitted to the hull", "all": "law, fitted to all points",
         "robust": "robust fit, all points"}
 LOWER = {"hull": "law, fitted to the lower runs' hull", "all": "law, fitted to the lower runs"}
-REFERENCE = {"hull": "paper's law, hull", "all": "paper's law, all points"}
+REFERENCE = {"hull": "paper's law, hull (JFT)", "all": "paper's law, all (JFT)"}
 LINES = {  # kind -> colour, dash
     HULL: ("#CC79A7", [1, 0]),
     LAWS["hull"]: ("#111111", [1, 0]),

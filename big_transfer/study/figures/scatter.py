@@ -32,7 +32,7 @@ def cell_of(line):
 
 
 def references_of(cell, reference):
-  """The reference laws of the cell's task, as `panels.curves` takes them.
+  """The reference laws of the cell's task and shots, as `panels.curves` takes them.
 
   Args:
     cell: a `table.Cell`.
@@ -43,7 +43,8 @@ def references_of(cell, reference):
   """
   if reference not in (None, "paper"):
     raise ValueError(f"--reference: expected 'paper', the published fits, got {reference!r}")
-  if reference is None or published.known_as(cell.task) is None:
+  if (reference is None or published.known_as(cell.task) is None
+      or cell.shots not in (None, published.SHOTS)):
     return []
   return [(kind, *panels.law_curve(published.law(cell.task, fit), 0.0))
           for fit, kind in panels.REFERENCE.items()]
