@@ -2,7 +2,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from big_transfer.data.builtin import fractals, textures
+from big_transfer.data.builtin import numbered
 from big_transfer.data.examples import Source, did_you_mean
 from big_transfer.data.sources import open_source
 
@@ -64,9 +64,9 @@ class Task:
 
 def _built_in() -> dict[str, Task]:
   tasks = [
-      *(Task(f"{name}_unseen", name, options={"first_class": first, "classes": 30})
-        for name, first in (("fractals", fractals.UNSEEN_FROM),
-                            ("textures", textures.UNSEEN_FROM))),
+      *(Task(f"{name}_unseen", name,
+             options={"first_class": numbered.UNSEEN_FROM, "classes": 30})
+        for name in ("fractals", "textures")),
       Task("digits", "digits"),
       *(Task(f"sprites_{label}", "sprites", options={"label": label})
         for label in ("count", "location", "orientation", "scale")),

@@ -6,6 +6,7 @@ import pytest
 
 from big_transfer.data import tasks
 from big_transfer.data.builtin import fractals as fractals_lib
+from big_transfer.data.builtin import numbered
 from big_transfer.data.builtin import textures as textures_lib
 
 
@@ -32,16 +33,16 @@ def test_specs_are_json_and_differ():
 
 def test_unseen_fractals_are_unseen():
   options = tasks.TASKS["fractals_unseen"].options
-  assert options["first_class"] == fractals_lib.UNSEEN_FROM
+  assert options["first_class"] == numbered.UNSEEN_FROM
   maps, _ = fractals_lib.systems(0, options["first_class"] + options["classes"])
-  first = {m.tobytes() for m in maps[:fractals_lib.UNSEEN_FROM]}
-  assert len(first) == fractals_lib.UNSEEN_FROM
-  assert not first & {m.tobytes() for m in maps[fractals_lib.UNSEEN_FROM:]}
+  first = {m.tobytes() for m in maps[:numbered.UNSEEN_FROM]}
+  assert len(first) == numbered.UNSEEN_FROM
+  assert not first & {m.tobytes() for m in maps[numbered.UNSEEN_FROM:]}
 
 
 def test_unseen_textures_are_unseen():
   options = tasks.TASKS["textures_unseen"].options
-  assert options["first_class"] == textures_lib.UNSEEN_FROM
+  assert options["first_class"] == numbered.UNSEEN_FROM
   stats = textures_lib.statistics(0, options["first_class"] + options["classes"])
   codes = textures_lib._codes(stats)
   assert (codes[options["first_class"]:] @ codes[:options["first_class"]].T).max() < 0.8

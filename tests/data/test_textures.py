@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model, naive_bayes, pipeline, preprocessing
 
+from big_transfer.data.builtin import numbered
 from big_transfer.data.builtin import textures as textures_lib
 from big_transfer.data.sources import open_source
 
@@ -103,7 +104,7 @@ def test_an_image_has_the_spectrum_of_its_class():
     one = stats[number]
     alone = textures_lib.Statistics(**{**vars(one), "skew": 0 * one.skew,
                                        "share": np.array([1.0, 0.0])})
-    look = textures_lib.Look("train", 1, 64, 0, 0.0, 0.0)
+    look = numbered.Look("train", 1, 64, 0, 0.0, 0.0)
     images = textures_lib._sample(alone, 40, look, np.random.default_rng(0)) / 255
     flat = images.reshape(40, -1, 3) - images.mean(axis=(1, 2))[:, None]
     direction = np.linalg.svd(flat.reshape(-1, 3), full_matrices=False)[2][0]

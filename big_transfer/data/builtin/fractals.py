@@ -6,15 +6,13 @@ over (Hutchinson's operator), which fills the attractor evenly and takes no rand
 
 Legend: C classes, N images, K maps (padded to 4), P points, S image side.
 """
-import dataclasses
 import functools
 
 import numpy as np
 
-from big_transfer.data.examples import ArraySource, did_you_mean
+from big_transfer.data.builtin import numbered
+from big_transfer.data.examples import ArraySource
 
-# Classes from here on are those of the task `fractals_unseen`: never upstream.
-UNSEEN_FROM = 1000
 MAPS = 4
 # With K maps, depth and starting points such that K**depth * starts is about 2,000.
 DEPTH = {2: 10, 3: 6, 4: 5}
@@ -47,40 +45,13 @@ def fractals(split: str, *, classes: int = 60, per_class: int = 200, test_per_cl
   Raises:
     ValueError: unknown split, or an argument out of its range.
   """
-  if split not in ("train", "test"):
-    raise ValueError(f"fractals: no split {split!r}: {did_you_mean(split, ['train', 'test'])}")
-  for name, value, least in (("classes", classes, 1), ("per_class", per_class, 1),
-                             ("test_per_class", test_per_class, 1), ("size", size, 8),
-                             ("seed", seed, 0), ("first_class", first_class, 0),
-                             ("noise", noise, 0), ("jitter", jitter, 0)):
-    if value < least:
-      raise ValueError(f"fractals: {name} is {value}; expected at least {least}.")
-  if seed == 0 and first_class < UNSEEN_FROM < first_class + classes:
-    raise ValueError(f"fractals: classes {first_class} to {first_class + classes - 1} run into those "
-                     f"kept for the unseen task, {UNSEEN_FROM} and above; expected an end below "
-                     "that, or another seed, which has its own systems.")
-  look = Look(split, per_class if split == "train" else test_per_class, size, seed, noise, jitter)
-  spec = {"name": "fractals", "version": 1, "classes": classes, "first_class": first_class,
-          **dataclasses.asdict(look)}
-  labels = np.repeat(np.arange(classes), look.per_class)
-  return ArraySource(spec, labels, classes, lambda: _images(first_class, classes, look),
-                     tuple(f"fractal {first_class + k}" for k in range(classes)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-  """How the systems of a source are rendered."""
-
-  split: str
-  per_class: int
-  size: int
-  seed: int
-  noise: float
-  jitter: float
+  return numbered.source(
+      "fractal", _images, split, classes=classes, per_class=per_class, test_per_class=test_per_class,
+      size=size, seed=seed, first_class=first_class, noise=noise, jitter=jitter)
 
 
 @functools.lru_cache(maxsize=8)
-def _images(first_class: int, classes: int, look: Look) -> np.ndarray:
+def _images(first_class: int, classes: int, look: numbered.Look) -> np.ndarray:
   maps_CK23, counts_C = systems(look.seed, first_class + classes)
   images = np.empty((classes, look.per_class, look.size, look.size, 3), np.uint8)
   for k in range(classes):
@@ -196,7 +167,7 @@ def _pictures(maps_NK23: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarra
   return fills, tone
 
 
-def _render(maps_K23: np.ndarray, count: int, look: Look, rng: np.random.Generator) -> np.ndarray:
+def _render(maps_K23: np.ndarray, count: int, look: numbered.Look, rng: np.random.Generator) -> np.ndarray:
   """`count` renderings of one system, uint8 (count, S, S, 3)."""
   number, size, jitter = len(maps_K23), look.size, look.jitter
   maps = maps_K23 + jitter * rng.normal(0, 0.01, (count, number, 2, 3)).astype(np.float32)

@@ -13,10 +13,9 @@ import functools
 
 import numpy as np
 
-from big_transfer.data.examples import ArraySource, did_you_mean
+from big_transfer.data.builtin import numbered
+from big_transfer.data.examples import ArraySource
 
-# Classes from here on are those of the task `textures_unseen`: never upstream.
-UNSEEN_FROM = 1000
 COMPONENTS = 2
 BANDS, DIRECTIONS = 6, 8  # of the description by which classes are told apart
 ALIKE = 0.8  # correlation of two such descriptions from which on they count as one
@@ -47,36 +46,9 @@ def textures(split: str, *, classes: int = 60, per_class: int = 200, test_per_cl
   Raises:
     ValueError: unknown split, or an argument out of its range.
   """
-  if split not in ("train", "test"):
-    raise ValueError(f"textures: no split {split!r}: {did_you_mean(split, ['train', 'test'])}")
-  for name, value, least in (("classes", classes, 1), ("per_class", per_class, 1),
-                             ("test_per_class", test_per_class, 1), ("size", size, 8),
-                             ("seed", seed, 0), ("first_class", first_class, 0),
-                             ("noise", noise, 0), ("jitter", jitter, 0)):
-    if value < least:
-      raise ValueError(f"textures: {name} is {value}; expected at least {least}.")
-  if seed == 0 and first_class < UNSEEN_FROM < first_class + classes:
-    raise ValueError(f"textures: classes {first_class} to {first_class + classes - 1} run into "
-                     f"those kept for the unseen task, {UNSEEN_FROM} and above; expected an end "
-                     "below that, or another seed, which has its own statistics.")
-  look = Look(split, per_class if split == "train" else test_per_class, size, seed, noise, jitter)
-  spec = {"name": "textures", "version": 1, "classes": classes, "first_class": first_class,
-          **dataclasses.asdict(look)}
-  labels = np.repeat(np.arange(classes), look.per_class)
-  return ArraySource(spec, labels, classes, lambda: _images(first_class, classes, look),
-                     tuple(f"texture {first_class + k}" for k in range(classes)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-  """How the textures of a source are sampled."""
-
-  split: str
-  per_class: int
-  size: int
-  seed: int
-  noise: float
-  jitter: float
+  return numbered.source(
+      "texture", _images, split, classes=classes, per_class=per_class, test_per_class=test_per_class,
+      size=size, seed=seed, first_class=first_class, noise=noise, jitter=jitter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +144,7 @@ def _gain(stats: Statistics, octave, direction, zoom_N, turn_N) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _images(first_class: int, classes: int, look: Look) -> np.ndarray:
+def _images(first_class: int, classes: int, look: numbered.Look) -> np.ndarray:
   stats = statistics(look.seed, first_class + classes)
   images = np.empty((classes, look.per_class, look.size, look.size, 3), np.uint8)
   for k in range(classes):
@@ -185,7 +157,7 @@ def _images(first_class: int, classes: int, look: Look) -> np.ndarray:
   return images.reshape(-1, look.size, look.size, 3)
 
 
-def _sample(stats: Statistics, count: int, look: Look, rng: np.random.Generator) -> np.ndarray:
+def _sample(stats: Statistics, count: int, look: numbered.Look, rng: np.random.Generator) -> np.ndarray:
   """`count` samples of one texture, uint8 (count, S, S, 3)."""
   size, jitter = look.size, look.jitter
   octave, direction = _frequencies(size)
