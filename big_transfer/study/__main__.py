@@ -259,9 +259,10 @@ def main(argv=None):
   by_task = [line for line in found.tables["left_out"] if line["task"]]
   words = ", ".join(f"{line['points']} {line['reason']}" for line in whole)
   print(f"\nruns: {found.census.finished}; left out: "
-        + (words or ("of tasks, see below" if by_task else "none")))
+        + (words or ("points of some tasks, below" if by_task else "none")))
   for line in by_task[:_MOST_DROPPED]:
-    print(f"left out of {line['task']}: {line['points']} points: {line['reason']}")
+    points = f"{line['points']} point{'s' * (line['points'] != 1)}"
+    print(f"left out of {line['task']}: {points}: {line['reason']}")
   if len(by_task) > _MOST_DROPPED:
     print(f"and {len(by_task) - _MOST_DROPPED} more in left_out.csv")
   print(f"report: {found.report}")

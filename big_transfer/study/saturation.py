@@ -19,8 +19,6 @@ from scipy import stats
 
 from big_transfer.study import hull, intervals, laws, methods, table, targets
 
-fit_points, fitted_points = targets.fit_points, targets.fitted_points
-METHODS = methods.METHODS
 MIN_RUNS = 10  # subsamples have at least 8: fewer runs leave them nothing to differ in
 MIN_SPAN = 0.05  # of upstream accuracy: within less, the three parameters trade off freely
 # Below this a noisy hull bends over by itself, though the runs lie along a straight line. (The
@@ -225,8 +223,8 @@ def _described(view):
 
 def _baselines(kind, us_N, ds_N):
   """The columns of what Eq. 1 is measured against."""
-  us_M, ds_M = fitted_points(kind, us_N, ds_N)
-  straight = fit_points(kind, us_N, ds_N, law=laws.LOG_LINEAR)
+  us_M, ds_M = targets.fitted_points(kind, us_N, ds_N)
+  straight = targets.fit_points(kind, us_N, ds_N, law=laws.LOG_LINEAR)
   line, first_D = methods.polynomial(us_M, ds_M), methods.polynomial(us_M, ds_M, degree=2)
 
   def rms(predicted_M):
@@ -241,7 +239,7 @@ def _baselines(kind, us_N, ds_N):
 
 def _fitted(kind, view, level, resamples):
   """What a line of one kind says of the fit."""
-  fitted = fit_points(kind, view.us, view.ds)
+  fitted = targets.fit_points(kind, view.us, view.ds)
   named = fitted.law.named(fitted.params[0])
   found = interval(kind, view.us, view.ds, view.run, us_error_N=view.us_error,
                    ds_error_N=view.ds_error, level=level, resamples=resamples)

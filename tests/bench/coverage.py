@@ -25,7 +25,7 @@ import time
 
 import numpy as np
 
-from big_transfer.study import saturation
+from big_transfer.study import saturation, targets
 
 LEVEL = 0.9
 NOISE = 0.01
@@ -106,7 +106,7 @@ def bootstrapped(kind, us_N, ds_N, noise, resamples):
   drawn_RN = np.random.default_rng(0).integers(us_N.size, size=(resamples, us_N.size))
   mask_RN = np.zeros((resamples, us_N.size), bool)
   np.put_along_axis(mask_RN, drawn_RN, True, 1)
-  params_R3 = saturation.fit_points(kind, us_N, ds_N, mask_RN, steps=10, grid=41).params
+  params_R3 = targets.fit_points(kind, us_N, ds_N, mask_RN, steps=10, grid=41).params
   low_3, high_3 = np.quantile(params_R3, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0], axis=0)
   return dict(zip(NAMES, zip(low_3, high_3)))
 

@@ -16,7 +16,7 @@ import time
 import duckdb
 import numpy as np
 
-from big_transfer.study import robust, saturation
+from big_transfer.study import methods, robust
 
 
 def relations(path, upstream):
@@ -48,7 +48,7 @@ def main():
   flags = parser.parse_args()
   found, held = {}, []
   for task, us_N, ds_N, us_Q, ds_Q in relations(flags.file, flags.upstream):
-    fitted = {name: method(us_N, ds_N) for name, method in saturation.METHODS.items()}
+    fitted = {name: method(us_N, ds_N) for name, method in methods.METHODS.items()}
     start = time.process_time()
     relation = robust.fit(us_N, ds_N)
     seconds = time.process_time() - start

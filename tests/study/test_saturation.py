@@ -6,7 +6,7 @@ import planted
 import pyarrow as pa
 import pytest
 
-from big_transfer.study import saturation, table
+from big_transfer.study import methods, saturation, table, targets
 
 TRUTH = (0.8, 3.0, 0.1)
 
@@ -122,13 +122,13 @@ def test_a_line_says_what_else_was_fitted_and_how_well():
   us_N, ds_N = planted.shortfall_points(np.random.default_rng(6), 60, TRUTH)
   on_hull, on_all = saturation.fits(_points(us_N, ds_N), resamples=20)
   for line in (on_hull, on_all):
-    us_M, ds_M = saturation.fitted_points(line["fit"], us_N, ds_N)
+    us_M, ds_M = targets.fitted_points(line["fit"], us_N, ds_N)
     for name, column in [("saturating", "rms"), ("log-linear", "loglinear_rms"),
                          ("logit-linear", "logit_rms"), ("logit-quadratic", "logit2_rms")]:
-      predict = saturation.METHODS[name](us_M, ds_M)
+      predict = methods.METHODS[name](us_M, ds_M)
       rms = np.sqrt(np.mean((predict(us_M) - ds_M) ** 2))
       assert line[column] == pytest.approx(rms, rel=1e-6)
-    predict = saturation.METHODS["saturating"](us_M, ds_M)
+    predict = methods.METHODS["saturating"](us_M, ds_M)
     assert line["residual_std"] == pytest.approx(np.std(predict(us_N) - ds_N), rel=1e-6)
     assert line["residual_ratio"] == pytest.approx(line["residual_std"] / ds_N.std(), rel=1e-6)
     for name in ("k", "alpha", "saturation"):
@@ -162,7 +162,7 @@ _LONG_LAST_EDGE = [
 @pytest.mark.parametrize("us, ds", _LONG_LAST_EDGE)
 def test_the_fitted_curve_follows_a_hull_with_one_long_edge(us, ds):
   us_N, ds_N = np.array(us), np.array(ds)
-  k, alpha, e_ir = saturation.fit_points("hull", us_N, ds_N).params[0]
+  k, alpha, e_ir = targets.fit_points("hull", us_N, ds_N).params[0]
   us_G = np.linspace(0.1, 0.99, 90)
   curve_G = 1.0 - k * (1.0 - us_G) ** alpha - e_ir
   assert np.abs(curve_G - np.interp(us_G, us_N, ds_N)).max() < 0.1
@@ -174,8 +174,8 @@ def test_only_short_outer_edges_are_left_out():
   inner_us, inner_ds = np.array([0.2, 0.3, 0.5, 0.7, 0.8]), np.array([0.2, 0.4, 0.6, 0.7, 0.72])
   def fitted(first_us, last_us):
     us_N = np.array([first_us, *inner_us, last_us])
-    return saturation.fit_points("hull", us_N, np.array([0.0, *inner_ds, 0.6])).params[0]
-  alone = saturation.fit_points("hull", inner_us, inner_ds).params[0]
+    return targets.fit_points("hull", us_N, np.array([0.0, *inner_ds, 0.6])).params[0]
+  alone = targets.fit_points("hull", inner_us, inner_ds).params[0]
   # Outer edges of a twentieth of the range don't count, and with a fifth they do.
   assert abs(fitted(0.17, 0.83)[2] - alone[2]) < 0.01
   assert fitted(0.17, 0.99)[2] > alone[2] + 0.01
@@ -246,7 +246,7 @@ def test_bad_arguments_are_named():
   with pytest.raises(ValueError, match="--jobs"):
     saturation.fits(points, jobs=0)
   with pytest.raises(ValueError, match="kind"):
-    saturation.fit_points("hul", [0.1], [0.2])
+    targets.fit_points("hul", [0.1], [0.2])
   with pytest.raises(ValueError, match="at least 10 runs"):
     saturation.interval("all", [0.1], [0.2])
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from big_transfer.study import reference as published
-from big_transfer.study import saturation, table
+from big_transfer.study import table, targets
 from big_transfer.study.figures import panels, style
 
 _KEY = ("A mark is a run. Level dotted: the saturation value of each plain fit, if identified: "
@@ -263,7 +263,7 @@ def held_out(view, tables):
   us_from = next(iter(lines.values()))["us_from"]
   low_N = view.us < us_from
   others = [(panels.LOWER[kind], *panels.law_curve(
-      saturation.fit_points(kind, view.us[low_N], view.ds[low_N]).params[0], view.us.min()))
+      targets.fit_points(kind, view.us[low_N], view.ds[low_N]).params[0], view.us.min()))
             for kind in lines]
   words = ", ".join(f"{kind} {line['prediction_rmse']:.3f}" for kind, line in lines.items())
   roles = np.where(low_N, panels.RUN, "held out").tolist()

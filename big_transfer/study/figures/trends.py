@@ -29,10 +29,16 @@ def _upstream(line):
   return line["upstream"] or "upstream"
 
 
-def _identified(tables, upstream=None, shots=style.EVERY):
+def _fitted(tables, upstream):
   """Lines of fits that have parameters and a number of shots."""
-  return [line for line in style.chosen(tables.get("fits", ()), upstream, shots)
+  return [line for line in style.chosen(tables.get("fits", ()), upstream, style.EVERY)
           if line["k"] is not None and line["shots"] is not None]
+
+
+def _by_shots(tables, upstream):
+  """Those lines where there are several numbers of shots, else none."""
+  lines = _fitted(tables, upstream)
+  return lines if len({line["shots"] for line in lines}) > 1 else []
 
 
 def _fit_channels(kinds):
@@ -66,8 +72,8 @@ def irreducible_error(tables, *, upstream=None):
   Returns:
     A Vega-Lite specification, or None without fits at several numbers of shots.
   """
-  lines = _identified(tables, upstream)
-  if len({line["shots"] for line in lines}) < 2:
+  lines = _by_shots(tables, upstream)
+  if not lines:
     return None
   rows = [{"panel": _panel(line), "upstream": _upstream(line), "shots": line["shots"],
            "fit": FITS[line["fit"]][0], "value": line["e_IR"], "status": line["status"],
@@ -106,8 +112,8 @@ def parameters(tables, *, upstream=None):
   Returns:
     A Vega-Lite specification, or None without fits at several numbers of shots.
   """
-  lines = _identified(tables, upstream)
-  if len({line["shots"] for line in lines}) < 2:
+  lines = _by_shots(tables, upstream)
+  if not lines:
     return None
   rows = [{"panel": _panel(line), "upstream": _upstream(line), "shots": line["shots"],
            "fit": FITS[line["fit"]][0], "parameter": words, "value": line[name],
@@ -148,7 +154,7 @@ def curves_by_shots(tables, fit, *, upstream=None):
   Returns:
     A Vega-Lite specification, or None without fits.
   """
-  lines = [line for line in _identified(tables, upstream) if line["fit"] == fit]
+  lines = [line for line in _fitted(tables, upstream) if line["fit"] == fit]
   if not lines:
     return None
   rows = []
