@@ -225,7 +225,8 @@ def _prepare(settings, stop_check):
   program = program_lib.build(classes=train_part.num_classes, **_program_arguments(settings))
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
-      check=stop_check, prepare=prepare, upstream=(upstream.name, test, program.loss),
+      check=stop_check, prepare=prepare,
+      upstream=evaluators.Upstream(upstream.name, train_part, examples, test, program.loss),
       batch_size=settings.eval_batch_size)
   saving = build(settings_lib.Saving, settings.checkpoint, "checkpoint")
   return _Run(

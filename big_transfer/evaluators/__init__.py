@@ -9,10 +9,29 @@ An evaluator has `rows(params)`, an iterator of dicts with the columns of a reco
 `first=True` adds step 0), and the rest are its keyword arguments.
 """
 import dataclasses
-from typing import Any, Callable, Iterator, Protocol
+from typing import Any, Callable, Iterator, NamedTuple, Protocol
+
+import numpy as np
 
 from big_transfer.evaluators import classification
 from big_transfer.evaluators import fewshot
+
+
+class Upstream(NamedTuple):
+  """What a model is pre-trained on.
+
+  Attributes:
+    name: of the data.
+    train: its training examples, a `pipeline.Prepared`.
+    examples: of `train`, the indices of those trained on; None for all.
+    test: the held-out examples, a `pipeline.Prepared`.
+    loss: `loss(logits_BC, targets_BC) -> (B,)`.
+  """
+  name: str
+  train: Any
+  examples: np.ndarray | None
+  test: Any
+  loss: Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +43,14 @@ class Context:
     put: places a host batch (a dict of arrays with a common first dimension) on the devices.
     check: called between batches; raises to leave an evaluation early.
     prepare: makes of a source the `pipeline.Prepared` examples that the model takes.
-    upstream: the name of the pre-training data, its held-out examples (`pipeline.Prepared`), and
-      the loss it is trained with, `loss(logits_BC, targets_BC) -> (B,)`.
+    upstream: the pre-training data, see `Upstream`.
     batch_size: examples a forward pass.
   """
   apply: Callable
   put: Callable[[dict], dict]
   check: Callable[[], None]
   prepare: Callable
-  upstream: tuple[str, Any, Callable]
+  upstream: Upstream
   batch_size: int
 
 

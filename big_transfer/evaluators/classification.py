@@ -39,12 +39,13 @@ class Classification:
     self._context = context
 
   def rows(self, params):
-    name, examples, loss = self._context.upstream
-    measure = _measure(self._context.apply, loss)
+    upstream = self._context.upstream
+    measure = _measure(self._context.apply, upstream.loss)
     totals = Totals.empty()
-    for batch in pipeline.batches(examples, np.arange(len(examples)), self._context.batch_size):
+    for batch in pipeline.batches(upstream.test, np.arange(len(upstream.test)),
+                                  self._context.batch_size):
       self._context.check()
       totals = totals.merge(measure(params, self._context.put(batch)))
     for metric, value in totals.compute().items():
-      yield {"evaluator": "upstream", "task": name, "variant": "full", "setting": "upstream",
+      yield {"evaluator": "upstream", "task": upstream.name, "variant": "full", "setting": "upstream",
              "split": "test", "metric": metric, "value": float(value), "status": "ok"}

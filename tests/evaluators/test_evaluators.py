@@ -34,8 +34,9 @@ def _context(batch_size=64, apply=_apply, test=None):
   return evaluators.Context(
       apply=apply, put=lambda batch: sharding.put_batch(batch, mesh), check=lambda: None,
       prepare=prepare, batch_size=batch_size,
-      upstream=("digits", prepare(test or sources.open_source("digits", "test")),
-                objectives.softmax_xent))
+      upstream=evaluators.Upstream(
+          "digits", prepare(sources.open_source("digits", "train")), None,
+          prepare(test or sources.open_source("digits", "test")), objectives.softmax_xent))
 
 
 def _fewshot(context=None, **kwargs):
