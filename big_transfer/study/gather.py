@@ -8,6 +8,7 @@ import dataclasses
 import glob
 import json
 import pathlib
+import re
 import tempfile
 import warnings
 
@@ -85,16 +86,39 @@ def leaves(tree, prefix=""):
       yield f"{prefix}{key}", value
 
 
-def _learning_rate(run, folder):
+def _learning_rate(run, config):
   """The peak rate: the shallowest number called lr or learning_rate, overrides first."""
-  config = folder / records.CONFIG
-  for tree in (run.get("overrides"), _load(config) if config.is_file() else None):
+  for tree in (run.get("overrides"), config):
     rates = [(key.count("."), value) for key, value in leaves(tree or {})
              if key.rsplit(".", 1)[-1] in ("lr", "learning_rate") and "[" not in key
              and isinstance(value, (int, float)) and not isinstance(value, bool)]
     if rates:
       return float(min(rates)[1])
   return None
+
+
+def head_settings(rules):
+  """What an optimiser's rules say of the head, as a config holds them.
+
+  Args:
+    rules: ordered (regex, settings) pairs, `config.optim.rules`; the first that matches a
+      parameter's whole name claims it.
+
+  Returns:
+    A dict of head_decay, head_rate and body_decay (`table.RUN_COLUMNS`), None where unknown; the
+    last rule, that of all the rest, is the body's.
+  """
+  unknown = dict.fromkeys(("head_decay", "head_rate", "body_decay"))
+  try:
+    head = next(settings for pattern, settings in rules if re.fullmatch(pattern, "head/kernel"))
+    body = rules[-1][1]
+    (head_decay, head_rate), (body_decay, body_rate) = (
+        (float(settings.get("wd", 0.0)), float(settings.get("lr", 1.0)))
+        for settings in (head, body))
+  except (TypeError, ValueError, AttributeError, LookupError, StopIteration, re.error):
+    return unknown  # not the rules of our optimiser
+  return {"head_decay": head_decay, "head_rate": head_rate / body_rate if body_rate else None,
+          "body_decay": body_decay}
 
 
 def _epochs(run, upstream):
@@ -104,6 +128,8 @@ def _epochs(run, upstream):
 
 def _identity(run, folder):
   model, upstream = run.get("model") or {}, run.get("upstream") or {}
+  config = _load(folder / records.CONFIG) if (folder / records.CONFIG).is_file() else {}
+  optim = config.get("optim")
   values = {
       "run_id": run["id"], "run_name": run.get("name"), "run_folder": str(folder),
       "family": model.get("family"), "model": model.get("label"),
@@ -113,7 +139,8 @@ def _identity(run, folder):
       "epochs": _epochs(run, upstream),
       "upstream_test_examples": upstream.get("test_examples"), "run_seed": run.get("seed"),
       "overrides": json.dumps(run.get("overrides") or {}, sort_keys=True),
-      "learning_rate": _learning_rate(run, folder)}
+      "learning_rate": _learning_rate(run, config),
+      **head_settings(optim.get("rules") if isinstance(optim, dict) else None)}
   same = ("parameters", "flops_per_example", "total_steps", "batch_size", "examples_seen",
           "config_name", "wall_seconds")
   return values | {name: run.get(name) for name in same}

@@ -44,6 +44,9 @@ RUN_COLUMNS = {
     "config_name": ("VARCHAR", "the base config"),
     "overrides": ("VARCHAR", "what the run changed of it, as JSON"),
     "learning_rate": ("DOUBLE", "the peak learning rate, from the overrides or the config"),
+    "head_decay": ("DOUBLE", "weight decay of the head, λ of its rule in the optimiser's equation"),
+    "head_rate": ("DOUBLE", "the head's learning rate as a multiple of the body's"),
+    "body_decay": ("DOUBLE", "weight decay of all that no rule but the last claims"),
     "wall_seconds": ("DOUBLE", "time the run took, in seconds"),
 }
 COLUMNS = RUN_COLUMNS | {name: (column.duckdb, column.meaning)

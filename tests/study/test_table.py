@@ -32,11 +32,24 @@ def _points(rows, **options):
   return table.points(rows, **options).table().to_pylist()
 
 
-def test_a_multiplier_of_a_rule_is_no_learning_rate(tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps({"optim": {"lr": 3e-3}}))
-  run = {"overrides": {"optim.rules[0][1].lr": 0.1}}
-  assert gather._learning_rate(run, tmp_path) == 3e-3
-  assert gather._learning_rate({"overrides": {"optim.lr": 0.2}}, tmp_path) == 0.2
+def test_a_multiplier_of_a_rule_is_no_learning_rate():
+  run, config = {"overrides": {"optim.rules[0][1].lr": 0.1}}, {"optim": {"lr": 3e-3}}
+  assert gather._learning_rate(run, config) == 3e-3
+  assert gather._learning_rate({"overrides": {"optim.lr": 0.2}}, config) == 0.2
+
+
+def test_the_rules_of_a_config_say_how_the_head_was_trained():
+  body = [".*", {"wd": 0.02}]
+  for rules, wanted in [
+      ([["head/.*", {"lr": 0.3, "wd": 3}], body], (3.0, 0.3, 0.02)),
+      ([["head", {"wd": 3}], body], (0.02, 1.0, 0.02)),  # a rule must match the whole name
+      ([["stem/.*", {}], ["head/kernel", {}], ["head/.*", {"wd": 1}], [".*", {"lr": 0.5}]],
+       (0.0, 2.0, 0.0)),
+      ([[".*", {}]], (0.0, 1.0, 0.0)), ([["head/.*", {}], [".*", {"lr": 0}]], (0.0, None, 0.0)),
+      *((rules, (None, None, None)) for rules in (None, [], "rules", [["(", {}]], [body, 3],
+                                                  [["head/.*", {"wd": "x"}], body], {"a": 1}))]:
+    found = gather.head_settings(rules)
+    assert (found["head_decay"], found["head_rate"], found["body_decay"]) == wanted, rules
 
 
 def test_every_row_is_there_with_its_run_and_the_documented_types(runs, tmp_path):
@@ -53,6 +66,7 @@ def test_every_row_is_there_with_its_run_and_the_documented_types(runs, tmp_path
   # Floats survive exactly: inference would have made integers of columns that begin with them.
   assert math.fsum(rows["value"].to_pylist()) == math.fsum(row["value"] for row in written)
   assert set(rows["learning_rate"].to_pylist()) == {1e-3}
+  assert rows["head_decay"].null_count == rows.num_rows  # these runs have no config.json
   assert json.loads(rows["overrides"][0].as_py())["optim"] == {"lr": 1e-3}
 
 
