@@ -15,6 +15,7 @@ import numpy as np
 
 from big_transfer.evaluators import classification
 from big_transfer.evaluators import fewshot
+from big_transfer.evaluators import geometry
 
 
 class Upstream(NamedTuple):
@@ -39,7 +40,8 @@ class Context:
   """What the loop lends to every evaluator.
 
   Attributes:
-    apply: the model's, `apply({"params": p}, images, train=False) -> (logits, out)`.
+    apply: the model's, `apply({"params": p}, images, train=False) -> (logits, out)`; Flax's, so
+      that it takes `taps` and `mutable` too (see `big_transfer.models`).
     put: places a host batch (a dict of arrays with a common first dimension) on the devices.
     check: called between batches; raises to leave an evaluation early.
     prepare: makes of a source the `pipeline.Prepared` examples that the model takes.
@@ -61,7 +63,8 @@ class Evaluator(Protocol):
     ...
 
 
-KINDS = {"classification": classification.Classification, "fewshot": fewshot.FewShot}
+KINDS = {"classification": classification.Classification, "fewshot": fewshot.FewShot,
+         "geometry": geometry.Geometry}
 
 
 @dataclasses.dataclass(frozen=True)
