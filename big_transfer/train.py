@@ -23,10 +23,7 @@ import optax
 
 import big_transfer
 from big_transfer import evaluators
-from big_transfer import models
 from big_transfer.data import pipeline
-from big_transfer.data import subset
-from big_transfer.data import tasks
 from big_transfer.data import transforms
 from big_transfer.runs import configuring
 from big_transfer.runs import records
@@ -38,6 +35,7 @@ from big_transfer.training import progress as progress_lib
 from big_transfer.training import schedules
 from big_transfer.training import settings as settings_lib
 from big_transfer.training import sharding
+from big_transfer.training import upstream as upstream_lib
 
 
 Settings = settings_lib.Settings  # the keys of a config
@@ -54,20 +52,13 @@ class _Run:
   program: program_lib.Program
   optimiser: optim.Optimiser
   schedule: np.ndarray
-  upstream: tasks.Task
-  train: pipeline.Prepared
-  examples: np.ndarray | None  # of `train`, those trained on; None for all
-  test: pipeline.Prepared
+  data: upstream_lib.Data
   evaluators: list
   saving: settings_lib.Saving
 
   @property
   def total_steps(self):
     return len(self.schedule)
-
-  @property
-  def train_examples(self):
-    return len(self.train) if self.examples is None else len(self.examples)
 
   def hparams(self, step):
     """The arrays that the step takes beside state and batch."""
@@ -83,8 +74,8 @@ class _Run:
     if settings_lib.Augment(**s.augment).inception_crop:
       augment = transforms.inception_crop(s.image_size)
     return pipeline.train_batches(
-        self.train, batch_size=s.batch_size, seed=s.seed, step=step, augment=augment,
-        examples=self.examples, process=(jax.process_index(), jax.process_count()))
+        self.data.train, batch_size=s.batch_size, seed=s.seed, step=step, augment=augment,
+        examples=self.data.examples, process=(jax.process_index(), jax.process_count()))
 
 
 def train(config, workdir, *, name="", config_name="", overrides=None, allow_changes=False):
@@ -165,7 +156,7 @@ def train(config, workdir, *, name="", config_name="", overrides=None, allow_cha
         status="interrupted" if stopped else "finished", step=step,
         signal=interrupts.number if stopped else None, wall_seconds=clock["wall"],
         timings=dict(clock), examples_seen=step * run.settings.batch_size,
-        epochs=step * run.settings.batch_size / run.train_examples)
+        epochs=step * run.settings.batch_size / run.data.train_examples)
 
 
 def program_key(config):
@@ -209,29 +200,20 @@ def _prepare(settings, stop_check):
   """Opens the data and builds program, optimiser, schedule and evaluators."""
   build = configuring.build
   settings_lib.check(settings)
-  upstream = tasks.resolve(settings.task)
-
-  def prepare(source):
-    return pipeline.prepare(source, settings.image_size, fit=settings.fit)
-
-  train_part, test = map(prepare, upstream.open_both())
-  fraction, fraction_seed = settings.fraction
-  # All labels are read for a part; for the whole nothing is, before training asks for it.
-  examples = None if fraction == 1 else subset.nested(train_part.labels, fraction, fraction_seed)
+  data = upstream_lib.open_data(settings)
   optimiser = dict(settings.optim)
-  steps = settings.steps(len(train_part) if examples is None else len(examples))
+  steps = settings.steps(data.train_examples)
   schedule = build(schedules.unit_schedule, settings.fitted(optimiser.pop("schedule", {}), steps),
                    "optim.schedule", total_steps=steps)
-  program = program_lib.build(classes=train_part.num_classes, **_program_arguments(settings))
+  program = program_lib.build(classes=data.train.num_classes, **_program_arguments(settings))
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
-      check=stop_check, prepare=prepare,
-      upstream=evaluators.Upstream(upstream.name, train_part, examples, test, program.loss),
+      check=stop_check, prepare=data.prepare,
+      upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test, program.loss),
       batch_size=settings.eval_batch_size)
   saving = build(settings_lib.Saving, settings.checkpoint, "checkpoint")
   return _Run(
-      settings=settings, program=program, schedule=schedule, saving=saving, upstream=upstream,
-      train=train_part, examples=examples, test=test,
+      settings=settings, program=program, schedule=schedule, saving=saving, data=data,
       optimiser=build(optim.build, optimiser, "optim", names=program.names),
       evaluators=evaluators.build(settings.evals, context, build))
 
@@ -240,9 +222,7 @@ def _program_arguments(settings):
   """What a program is compiled from, but the number of classes; checks its sections' keys."""
   optimiser = {k: v for k, v in settings.optim.items() if k != "schedule"}
   configuring.check(optim.build, optimiser, "optim", given=("names",))
-  if "name" not in settings.model:
-    raise configuring.ConfigError("config section 'model' lacks model.name: expected one of "
-                                  f"{', '.join(models.MODELS)}")
+  settings_lib.check_model(settings)
   optimiser = {k: v for k, v in optimiser.items() if k not in ("lr", "rules")}
   augment = configuring.build(settings_lib.Augment, settings.augment, "augment")
   return dict(
@@ -310,7 +290,7 @@ def _log(run, state, step, measures, record, progress, checkpoints):
   measures = {key: float(value) for key, value in measures.items()}
   record.append(
       {"step": step, "examples": step * run.settings.batch_size, "evaluator": "train",
-       "task": run.upstream.name, "split": "train", "metric": key, "value": value}
+       "task": run.data.name, "split": "train", "metric": key, "value": value}
       for key, value in measures.items())
   _raise_if_bad(run, state, checkpoints)
   progress.show(step, measures["loss"])
@@ -336,8 +316,8 @@ def _facts(run):
       model={"family": s.model["name"], "label": p.label, **s.model}, parameters=p.parameters,
       flops_per_example=p.flops, seed=s.seed, batch_size=s.batch_size,
       total_steps=run.total_steps, total_epochs=s.total_epochs,
-      upstream={"name": run.upstream.name, "classes": run.train.num_classes,
-                "train_examples": run.train_examples, "test_examples": len(run.test),
+      upstream={"name": run.data.name, "classes": run.data.train.num_classes,
+                "train_examples": run.data.train_examples, "test_examples": len(run.data.test),
                 "fraction": s.fraction[0], "fraction_seed": s.fraction[1]},
       device={"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind,
               "count": jax.device_count()},

@@ -84,6 +84,6 @@ def test_trials_of_the_scaling_sweep_differ_in_the_data_they_say(tmp_path):
   for trial in trials:
     if trial["name"].startswith("textures, ViT-Ti") and trial["total_epochs"] == 7:
       run = _prepared(configuring.override(configuring.override(base, trial), toy))
-      found[trial["upstream.fraction"]] = run.train_examples
-      assert run.total_steps == -(-7 * run.train_examples // 8)
+      found[trial["upstream.fraction"]] = run.data.train_examples
+      assert run.total_steps == -(-7 * run.data.train_examples // 8)
   assert found == {0.02: 3, 0.1: 15, 0.25: 39, 0.5: 75, 1.0: 150}

@@ -113,7 +113,7 @@ def test_seeds_share_a_part_and_fraction_seeds_choose_another():
   def examples(**changes):
     upstream = {**_part().upstream, **changes.pop("upstream", {})}
     return train_lib._prepare(train_lib._settings(_part(upstream=upstream, **changes)),
-                              None).examples.tolist()
+                              None).data.examples.tolist()
   assert train_lib._settings(toy.config(upstream="digits")).task == "digits"  # a name will do
   assert examples() == examples(seed=9) != examples(upstream={"fraction_seed": 1})
   assert set(examples()) < set(examples(upstream={"fraction": 0.5}))

@@ -17,14 +17,32 @@ from big_transfer.training import sharding
 from big_transfer.training import step as step_lib
 
 
+class Network(NamedTuple):
+  """A model for images of one size, without parameters.
+
+  Attributes:
+    module: the Linen module.
+    apply: its `apply`; the same object for equal settings, so that what is compiled for it is too.
+    label: the model's name for people.
+    image_shape: (H, W, 3).
+    shapes: the parameters as shapes, a nested dict.
+    parameters: their number.
+    flops: forward FLOPs an example.
+  """
+  module: Any
+  apply: Callable
+  label: str
+  image_shape: tuple
+  shapes: dict
+  parameters: int
+  flops: int
+
+
 class Program(NamedTuple):
   """A model, its objective and its optimiser, compiled for a mesh.
 
   Attributes:
-    apply: the model's.
-    label: the model's name for people.
-    parameters: their number.
-    flops: forward FLOPs an example.
+    apply, label, parameters, flops: of the `Network`.
     names: of all parameters.
     mesh: over which it runs.
     init: `init(seed) -> TrainState`, jitted, sharded.
@@ -42,6 +60,34 @@ class Program(NamedTuple):
   like: Any
   step: Callable
   loss: Callable
+
+
+def network(*, model, classes, image_size):
+  """Builds a model, or returns the one built before from equal settings.
+
+  Args:
+    model: arguments of `models.build`.
+    classes: outputs of the head.
+    image_size: side of the images, in pixels.
+  """
+  return _network(json.dumps(dict(model=model, classes=classes, image_size=image_size)))
+
+
+@functools.lru_cache(maxsize=8)
+def _network(text):
+  settings = json.loads(text)
+  variant = settings["model"].pop("variant", None)
+  name = settings["model"].pop("name")
+  module = models.build(name, variant, num_classes=settings["classes"], **settings["model"])
+  image_shape = (settings["image_size"], settings["image_size"], 3)
+  params = jax.eval_shape(
+      module.init, jax.random.key(0),
+      jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))["params"]
+  return Network(
+      module=module, apply=module.apply, label=models.label(name, variant, module),
+      image_shape=image_shape, shapes=params,
+      parameters=sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
+      flops=shapes.flops_per_example(module, image_shape))
 
 
 def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mixup, accumulate,
@@ -68,15 +114,9 @@ def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mix
 @functools.lru_cache(maxsize=8)
 def _build(text):
   settings = json.loads(text)
-  variant = settings["model"].pop("variant", None)
-  name = settings["model"].pop("name")
-  module = models.build(name, variant, num_classes=settings["classes"], **settings["model"])
-  image_shape = (settings["image_size"], settings["image_size"], 3)
+  net = network(**{key: settings[key] for key in ("model", "classes", "image_size")})
   mesh = sharding.make_mesh(settings["mesh"])
-  params = jax.eval_shape(
-      module.init, jax.random.key(0),
-      jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))["params"]
-  names = list(trees.flatten(params))
+  names = list(trees.flatten(net.shapes))
   tx = optim.build(names, [(pattern, {}) for pattern in settings["patterns"]], lr=0.0,
                    **settings["optimiser"]).tx
 
@@ -87,19 +127,19 @@ def _build(text):
       images, targets = transforms.mixup(keys_B, images, targets, hparams["mixup"])
     return {"image": images, "target": targets}
 
-  init = step_lib.make_init(module, image_shape, tx)
+  init = step_lib.make_init(net.module, net.image_shape, tx)
   step = step_lib.make_train_step(
-      module.apply, objectives.classification(settings["loss"]), tx, prepare,
+      net.apply, objectives.classification(settings["loss"]), tx, prepare,
       settings["accumulate"])
   everywhere, split = sharding.replicated(mesh), sharding.batched(mesh)
   like = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      jax.eval_shape(lambda p: step_lib.start(p, tx), params))
+      jax.eval_shape(lambda p: step_lib.start(p, tx), net.shapes))
   return Program(
-      apply=module.apply,
-      label=models.label(name, variant, module),
-      parameters=sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
-      flops=shapes.flops_per_example(module, image_shape),
+      apply=net.apply,
+      label=net.label,
+      parameters=net.parameters,
+      flops=net.flops,
       names=names,
       mesh=mesh,
       init=jax.jit(init, out_shardings=everywhere, compiler_options=_quick_compile()),

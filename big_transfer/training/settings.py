@@ -5,6 +5,7 @@ from typing import Any, Mapping
 
 import jax
 
+from big_transfer import models
 from big_transfer.data import subset
 from big_transfer.runs import configuring
 
@@ -149,11 +150,8 @@ def recorded(config: Mapping) -> dict[str, Any]:
 
 def check(settings: Settings) -> None:
   """Raises ConfigError unless every number is in its range, on these devices; names the key."""
-  for key in ("batch_size", "eval_batch_size", "image_size", "accumulate", "log_every"):
-    value = getattr(settings, key)
-    if not isinstance(value, int) or value < 1:
-      raise configuring.ConfigError(
-          f"config key '{key}' is {value!r}: expected a whole number, at least 1")
+  check_forward(settings)
+  _check_whole(settings, "batch_size", "accumulate", "log_every")
   for key, low, high in (("seed", 0, 2**32 - 1), ("label_smoothing", 0, 0.999)):
     value = getattr(settings, key)
     if not low <= value <= high:
@@ -166,9 +164,31 @@ def check(settings: Settings) -> None:
     raise configuring.ConfigError(
         f"config key 'batch_size' is {settings.batch_size}: expected a multiple of "
         f"{devices * settings.accumulate}, {devices} devices × {settings.accumulate} micro-batches")
+
+
+def check_forward(settings: Settings) -> None:
+  """The part of `check` that passing images forward needs, with no training."""
+  _check_whole(settings, "eval_batch_size", "image_size")
+  check_model(settings)
+  devices = jax.device_count()
   if settings.eval_batch_size % devices:
     raise configuring.ConfigError(f"config key 'eval_batch_size' is {settings.eval_batch_size}: "
                                   f"expected a multiple of {devices}, the number of devices")
+
+
+def check_model(settings: Settings) -> None:
+  """Raises ConfigError where the section `model` names no family."""
+  if "name" not in settings.model:
+    raise configuring.ConfigError("config section 'model' lacks model.name: expected one of "
+                                  f"{', '.join(models.MODELS)}")
+
+
+def _check_whole(settings, *keys):
+  for key in keys:
+    value = getattr(settings, key)
+    if not isinstance(value, int) or value < 1:
+      raise configuring.ConfigError(
+          f"config key '{key}' is {value!r}: expected a whole number, at least 1")
 
 
 def _check_length(settings):
