@@ -137,7 +137,8 @@ def parse_values(config: ConfigDict, texts: Mapping[str, str]) -> dict[str, Any]
   """Reads values typed on a command line as what stands in `config` at their paths.
 
   Where text stands it is taken as it is (but for `None`), else as a Python literal: `1e-3`,
-  `(1, 5)`, `true`; where nothing stands (None), what is no literal is text.
+  `(1, 5)`, `true`; where nothing stands (None), what is no literal is text. `all` may take the
+  place of a list, and a list that of "all".
 
   Raises:
     ConfigError: an unknown key, or a text that isn't of the type of the value it replaces.
@@ -149,7 +150,9 @@ def parse_values(config: ConfigDict, texts: Mapping[str, str]) -> dict[str, Any]
       value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
       value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    values[path] = text if isinstance(old, str) and value is not None else value
+    as_it_is = isinstance(old, str) and value is not None and not (
+        old == "all" and isinstance(value, (list, tuple)))
+    values[path] = text if as_it_is else value
   return plain(_read_back(config, values))
 
 
@@ -392,6 +395,8 @@ def _replace(node, keys, value, path, config):
     items = list(node)
     items[keys[0]] = new
     return tuple(items)
+  if "all" in (old, new):
+    del node[keys[0]]  # else ConfigDict would hold on to the type
   try:
     node[keys[0]] = new
   except TypeError as error:  # ConfigDict's own check, for typed placeholders that hold None
@@ -408,6 +413,8 @@ def _as_type(old, new, path):
   for kind in ((Mapping, ConfigDict), (list, tuple)):
     if isinstance(old, kind) and isinstance(new, kind):
       return type(old)(new)
+  if "all" in (old, new) and isinstance(new if old == "all" else old, (list, tuple)):
+    return tuple(new) if isinstance(new, list) else new  # "all" may stand for any list
   if isinstance(old, bool) == isinstance(new, bool):
     if isinstance(old, float) and isinstance(new, numbers.Real):
       return float(new)

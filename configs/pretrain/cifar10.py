@@ -41,7 +41,7 @@ def get_config(model="resnet"):
   config.evals = dict(
       upstream=dict(kind="classification", every=1500),
       probes=dict(kind="fewshot", every=1500, shots=(1, 5, 10), seeds=(0, 1, 2), l2=(1024.0,),
-                  tasks=("omniglot_small", "digits")))
+                  layers=("pre_logits",), tasks=("omniglot_small", "digits")))
   config.log_every = 50
   config.checkpoint = dict(every=500, keep=2)
   return config

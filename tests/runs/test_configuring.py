@@ -96,6 +96,15 @@ def test_override_refuses(config, path, value, words):
     configuring.override(config, {path: value})
 
 
+def test_all_may_stand_for_a_list_and_a_list_for_all(config):
+  every = configuring.override(config, configuring.parse_values(config, {"shots": "all"}))
+  assert every.shots == "all"
+  texts = configuring.parse_values(every, {"shots": "[-1, 'stem']"})
+  assert configuring.override(every, texts).shots == (-1, "stem")
+  with pytest.raises(configuring.ConfigError, match="expects a list"):
+    configuring.override(config, {"shots": "some"})
+
+
 def test_command_line_values_take_the_type_of_what_they_replace(config):
   texts, others = configuring.split_arguments(
       ["--config.optim.lr=3", "--jobs", "2", "--config.model.name", "5", "--config.shots=(2,)",
