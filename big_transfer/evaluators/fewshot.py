@@ -3,9 +3,12 @@
 For each seed, examples are drawn at random from each class of the train split, nested: the draw
 for 5 shots is the start of that for 10. Accuracy is over the whole test split; each seed and
 strength gives a row of its own. Only images that some seed draws, and the test split, are ever
-read or passed through the model.
+read or passed through the model, once for all layers.
 """
+import collections
+import difflib
 import functools
+import operator
 import warnings
 
 import jax
@@ -37,18 +40,69 @@ def draw(labels, classes, shots, seed):
   return drawn
 
 
+def by_depth(names):
+  """Sorts the keys of a model's `out`: stem, block_00 …, pre_logits, logits."""
+  ends = {"stem": -1, "pre_logits": 1, "logits": 2}
+
+  def depth(name):
+    return ends.get(name, 0), int(name.rpartition("_")[2]) if name not in ends else 0
+
+  return sorted(names, key=depth)
+
+
+def resolve(layers, names):
+  """The layers that are asked for, each once, by depth.
+
+  Args:
+    layers: "all", or names and indices into [stem, block_00 …, pre_logits], -1 the last of them.
+    names: keys of the model's `out`.
+
+  Raises:
+    ValueError: a layer that the model has not.
+  """
+  names = by_depth(names)
+  probed = [name for name in names if name != "logits"]
+  if layers == "all":
+    return probed
+  chosen = set()
+  for layer in layers:
+    if isinstance(layer, str) and layer in names:
+      chosen.add(layer)
+    elif not isinstance(layer, str) and -len(probed) <= layer < len(probed):
+      chosen.add(probed[layer])
+    else:
+      near = difflib.get_close_matches(str(layer), names, n=1)
+      raise ValueError(
+          f"few-shot layer {layer!r} is not of this model"
+          + (f" (did you mean {near[0]!r}?)" if near else "")
+          + f": expected some of {', '.join(names)}, indices from {-len(probed)} to "
+          f"{len(probed) - 1}, or \"all\"")
+  return [name for name in names if name in chosen]
+
+
 @functools.lru_cache(maxsize=16)  # one compiled function serves all tasks and runs of one model
 def _extract(apply, layers):
-  """Returns `extract(params, images_u8) -> {layer: (B, D) float32}`, jitted."""
+  """Returns `extract(params, images_u8) -> {layer: (B, D) float32}`, jitted.
+
+  All layers as far as the deepest that is asked for: pooled outputs cost nothing beside the
+  blocks, and how XLA fuses, so how it rounds, doesn't depend on what else is asked for. Beyond
+  it they are empty, (0, D), and not computed.
+  """
 
   def extract(params, images):
     _, out = apply({"params": params}, transforms.to_float(images), train=False)
-    if unknown := set(layers) - set(out):
-      raise ValueError(f"layers {sorted(unknown)} are not of this model: expected some of "
-                       f"{list(out)}")
-    return {layer: out[layer] for layer in layers}
+    names, deepest = by_depth(out), resolve(layers, out)[-1]
+    last = len(names) if deepest == "pre_logits" else names.index(deepest) + 1
+    return {name: out[name] if i < last else out[name][:0] for i, name in enumerate(names)}
 
   return jax.jit(extract)
+
+
+def _reach(layers):
+  """What `_extract` is asked for: the same for all requests that need the whole model."""
+  if layers == "all" or {-1, "pre_logits", "logits"} & set(layers):
+    return ("pre_logits",)
+  return layers
 
 
 class _Probe:
@@ -87,20 +141,26 @@ class FewShot:
     shots: examples per class.
     seeds: of the draws.
     l2: ridge strengths; 1024 is that of the paper's protocol.
-    layers: names in the model's `out`.
+    layers: whose pooled outputs are probed: "all" (stem, every block, pre_logits), or names and
+      indices, see `resolve`.
+
+  Features of all layers are kept on the host while a task is probed: 4 bytes for each example
+  drawn or of the test split × layer × width, 0.4 GB for 10,000 at 12 layers of width 768.
   """
 
   def __init__(self, context, *, tasks, shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=(1024.0,),
                layers=("pre_logits",)):
     for name, values in {"tasks": tasks, "shots": shots, "seeds": seeds, "l2": l2,
                          "layers": layers}.items():
+      if name == "layers" and values == "all":
+        continue
       if isinstance(values, (str, int, float)) or not len(values):
         raise ValueError(f"few-shot {name} is {values!r}: expected a list of at least one")
     if min(shots) < 1 or min(l2) <= 0:
       raise ValueError(f"few-shot shots {tuple(shots)} and strengths {tuple(l2)} must be positive")
     self._context = context
     self._shots, self._seeds = sorted(set(shots)), tuple(seeds)
-    self._l2, self._layers = tuple(l2), tuple(layers)
+    self._l2, self._layers = tuple(l2), _checked(layers)
     self._probes = [_Probe(tasks_lib.resolve(task), context.prepare, self._shots, self._seeds)
                     for task in tasks]
 
@@ -108,32 +168,77 @@ class FewShot:
     for probe in self._probes:
       train = self._features(params, probe.train, probe.pool)
       test = self._features(params, probe.test, np.arange(len(probe.test)))
-      for layer in self._layers:
-        yield from self._solve(probe, layer, train[layer], test[layer])
+      correct = self._solve(probe, train, test)
+      for layer in train:
+        yield from self._rows(probe, layer, correct)
 
   def _features(self, params, examples, indices):
-    extract = _extract(self._context.apply, self._layers)
-    parts = []
+    """Returns `{layer: (n, D) float32}` on the host, by depth."""
+    extract = _extract(self._context.apply, _reach(self._layers))
+    features, waiting, start = {}, collections.deque(), 0
+
+    def fetch():
+      part, at, n = waiting.popleft()
+      for layer, x_BD in part.items():
+        if layer not in features:
+          features[layer] = np.empty((len(indices), x_BD.shape[1]), np.float32)
+        features[layer][at:at + n] = np.asarray(x_BD)[:n]
+
     for batch in pipeline.batches(examples, indices, self._context.batch_size):
       self._context.check()
-      parts.append((extract(params, self._context.put({"image": batch["image"]})["image"]),
-                    int(batch["mask"].sum())))
-    return {layer: np.concatenate([np.asarray(part[layer])[:n] for part, n in parts])
-            for layer in self._layers}
+      out = extract(params, self._context.put({"image": batch["image"]})["image"])
+      part = {layer: out[layer] for layer in resolve(self._layers, out)}
+      for x_BD in part.values():
+        x_BD.copy_to_host_async()
+      n = int(batch["mask"].sum())
+      waiting.append((part, start, n))
+      start += n
+      if len(waiting) > _IN_FLIGHT:
+        fetch()
+    while waiting:
+      fetch()
+    return features
 
-  def _solve(self, probe, layer, train_PD, test_MD):
+  def _solve(self, probe, train, test):
+    """Returns `{(layer, shots): right predictions (seeds, strengths)}`."""
+    correct = {}
+    widths = collections.defaultdict(list)
+    for layer, x_PD in train.items():
+      widths[x_PD.shape[1]].append(layer)
+    labels, l2_L = np.asarray(probe.test.labels), jnp.asarray(self._l2, jnp.float32)
+    for layers in widths.values():
+      train_KPD = np.stack([train[layer] for layer in layers])
+      test_KMD = jnp.stack([test[layer] for layer in layers])  # on the device for all shots
+      for shots in self._shots:
+        self._context.check()
+        index_SN = probe.indices(shots)
+        counts_KSL = np.asarray(ridge.correct(
+            train_KPD, probe.labels, index_SN, test_KMD, labels, l2_L, classes=probe.classes))
+        correct |= {(layer, shots): counts_SL for layer, counts_SL in zip(layers, counts_KSL)}
+    return correct
+
+  def _rows(self, probe, layer, correct):
     for shots in self._shots:
-      self._context.check()
-      index_SN = probe.indices(shots)
-      correct_SL = np.asarray(ridge.correct(
-          train_PD[index_SN], probe.labels[index_SN], test_MD, np.asarray(probe.test.labels),
-          jnp.asarray(self._l2, jnp.float32), classes=probe.classes))
       short = probe.fewest < shots
-      for seed, correct_L in zip(self._seeds, correct_SL):
-        for l2, correct in zip(self._l2, correct_L):
+      for seed, draws, correct_L in zip(self._seeds, probe.indices(shots), correct[layer, shots]):
+        for l2, right in zip(self._l2, correct_L):
           yield {"evaluator": "fewshot", "task": probe.task.name, "variant": probe.task.variant,
                  "setting": "fewshot", "split": "test", "shots": shots,
-                 "examples_used": index_SN.shape[1], "seed": seed, "layer": layer,
+                 "examples_used": len(draws), "seed": seed, "layer": layer,
                  "l2": float(l2), "metric": probe.task.metric,
-                 "value": int(correct) / len(test_MD), "status": "ok",
+                 "value": int(right) / len(probe.test), "status": "ok",
                  "reason": f"smallest class has {probe.fewest} examples" if short else None}
+
+
+def _checked(layers):
+  """Layers as a hashable: "all", or a tuple of names and ints."""
+  if layers == "all":
+    return layers
+  for layer in layers:
+    if isinstance(layer, bool) or not (isinstance(layer, str) or hasattr(layer, "__index__")):
+      raise ValueError(f"few-shot layer {layer!r}: expected a name such as \"pre_logits\" or "
+                       "\"block_03\", or an index such as -1")
+  return tuple(layer if isinstance(layer, str) else operator.index(layer) for layer in layers)
+
+
+_IN_FLIGHT = 4  # batches that the device may work on while an earlier one's features are copied

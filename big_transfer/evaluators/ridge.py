@@ -11,7 +11,8 @@ cost three digits of float32. The Gram matrix is the smaller of XᵀX (D × D) a
 eigendecomposition serves every strength, and one step of refinement restores what its rounding
 took.
 
-Shapes: S draws (seeds), N shots in all, D features, C classes, M test examples, L strengths.
+Shapes: K layers, P examples in the pool, S draws (seeds), N shots in all, D features, C classes,
+M test examples, L strengths.
 """
 import functools
 
@@ -75,29 +76,35 @@ def scores(x_ND, x_MD, weights_DC, bias_C):
 
 
 @functools.partial(jax.jit, static_argnames="classes")
-def correct(x_SND, y_SN, x_MD, y_M, l2_L, *, classes):
-  """Fits every draw at every strength and counts the right predictions on the test set.
+def correct(x_KPD, y_P, index_SN, x_KMD, y_M, l2_L, *, classes):
+  """Fits every draw of every layer at every strength and counts right predictions on the test set.
 
   Args:
-    x_SND: features of the shots of each draw, float32.
-    y_SN: their classes, int.
-    x_MD: features of the test set, float32.
+    x_KPD: features at each layer of the pool that all draws are of, float32.
+    y_P: the pool's classes, int.
+    index_SN: each draw's places in the pool.
+    x_KMD: features at each layer of the test set, float32.
     y_M: its classes, int; -1 is counted as wrong (padding).
     l2_L: strengths, > 0.
     classes: C.
 
   Returns:
-    `(S, L)` int32.
+    `(K, S, L)` int32.
   """
 
-  def draw(inputs):
-    x_ND, y_N = inputs
-    weights_LDC, b_LC = fit(x_ND, y_N, l2_L, classes)
+  def layer(inputs):
+    x_PD, x_MD = inputs
 
-    def count(probe):
-      return (scores(x_ND, x_MD, *probe).argmax(axis=-1) == y_M).sum()
+    def draw(index_N):
+      x_ND, y_N = x_PD[index_N], y_P[index_N]
+      weights_LDC, b_LC = fit(x_ND, y_N, l2_L, classes)
 
-    return jax.lax.map(count, (weights_LDC, b_LC))
+      def count(probe):
+        return (scores(x_ND, x_MD, *probe).argmax(axis=-1) == y_M).sum()
+
+      return jax.lax.map(count, (weights_LDC, b_LC))
+
+    return jax.lax.map(draw, index_SN)
 
   with jax.default_matmul_precision("highest"):
-    return jax.lax.map(draw, (x_SND, y_SN))
+    return jax.lax.map(layer, (x_KPD, x_KMD))

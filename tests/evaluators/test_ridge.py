@@ -43,8 +43,9 @@ def test_one_call_serves_all_seeds_and_strengths():
   l2s = jnp.array([1.0, 32.0, 1024.0])
   draws = [_features(40, 24, 4, 300, seed)[:2] for seed in range(3)]
   _, _, test, labels = _features(40, 24, 4, 300, seed=0)
-  correct = ridge.correct(np.stack([x for x, _ in draws]), np.stack([y for _, y in draws]),
-                          test, labels, l2s, classes=4)
+  pool, pool_labels = (np.concatenate(parts) for parts in zip(*draws))
+  correct, = ridge.correct(pool[None], pool_labels, np.arange(120).reshape(3, 40), test[None],
+                           labels, l2s, classes=4)
   assert correct.shape == (3, 3)
   for s, (x, y) in enumerate(draws):
     for i, l2 in enumerate(l2s):
@@ -63,9 +64,9 @@ def test_features_that_are_constant_over_the_shots_do_no_harm():
 
 def test_padding_counts_as_wrong():
   x, y, test, labels = _features(30, 16, 3, 50)
-  args = (x[None], y[None])
-  right = ridge.correct(*args, test, labels, jnp.array([1.0]), classes=3)
-  padded = ridge.correct(*args, np.concatenate([test, test]),
+  args = (x[None], y, np.arange(30)[None])
+  right = ridge.correct(*args, test[None], labels, jnp.array([1.0]), classes=3)
+  padded = ridge.correct(*args, np.concatenate([test, test])[None],
                          np.concatenate([labels, np.full(50, -1)]), jnp.array([1.0]), classes=3)
   np.testing.assert_array_equal(right, padded)
 
