@@ -10,7 +10,8 @@ Writes to --out:
     points.parquet, .csv       a line a run, task and number of shots: both accuracies
     fits.parquet, .csv         two lines a task and number of shots: the law and its saturation
     NAME.parquet, .csv         what else was found: predictions of the runs held out, effects of
-                               shots, controlled scaling, rank correlations, what was left out, ...
+                               shots, controlled scaling, rank correlations, layers, what the
+                               head's settings do, what was left out, ...
     figures/*.png, *.svg       the overview and one figure a task; with --figures all all of them
     report.html                all of it on one page that works offline
 
@@ -93,8 +94,9 @@ def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="
     points, left_out, census = _read(runs, out, tables, columns, join, scale, values, steps, l2)
   said.large = len(points) > 50_000
   shots = _shown_shots(points, shots)
-  found = analysis.analyse(points, level=level, resamples=resamples, held_out=held_out, skip=skip,
-                           jobs=jobs, progress=said)
+  found = analysis.analyse(points, out / "rows.parquet" if runs else None, l2=l2, level=level,
+                           resamples=resamples, held_out=held_out, skip=skip, jobs=jobs,
+                           progress=said)
   found["left_out"] = left_out + analysis.without_fit(found["fits"])
   with said("tables"):
     paths = analysis.write(out, points, found)
@@ -227,7 +229,7 @@ def _parser():
   add("--held-out", type=float, default=0.25, metavar="SHARE", help="share of the runs, those "
       "highest upstream, that predictions are tested on (default: 0.25)")
   add("--skip", action="extend", nargs="+", default=[], metavar="ANALYSIS",
-      help="leave out: robust, prediction, sample-size, controlled, ranks")
+      help="leave out: robust, prediction, sample-size, controlled, ranks, explain")
   add("--reference", choices=("paper",),
       help="draw the published laws beside tasks of the same name")
   add("--figures", default="main", choices=("main", "all"), help="the overview and one a task, or "

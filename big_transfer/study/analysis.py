@@ -5,7 +5,7 @@ import sys
 import time
 
 from big_transfer.study import (
-    controlled, external, families, protocols, ranks, robust, saturation, shots, table)
+    controlled, explain, external, families, protocols, ranks, robust, saturation, shots, table)
 
 TABLES = {
     "fits": saturation.FIT_COLUMNS,
@@ -21,9 +21,10 @@ TABLES = {
     "spearman": ranks.SPEARMAN_COLUMNS,
     "overlay": ranks.OVERLAY_COLUMNS,
     "peers": ranks.PEERS_COLUMNS,
+    **explain.COLUMNS,
     "left_out": external.LEFT_OUT_COLUMNS,
 }
-OPTIONAL = ("robust", "prediction", "sample-size", "controlled", "ranks")
+OPTIONAL = ("robust", "prediction", "sample-size", "controlled", "ranks", "explain")
 
 
 class Progress:
@@ -44,11 +45,14 @@ class Progress:
       print(f"{'' if self.large else stage + ':'} {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
-def analyse(points, *, level, resamples, held_out, skip, jobs, progress):
+def analyse(points, rows, *, l2, level, resamples, held_out, skip, jobs, progress):
   """The tables of a study.
 
   Args:
     points: `table.Points`.
+    rows: the Parquet file that `gather.gather` wrote, of run folders among the points; None: there
+      are none, and no tables of layers and of the head.
+    l2: ridge strength of the probes.
     level: nominal coverage of the intervals.
     resamples: subsamples for an interval of a fit.
     held_out: share of the runs, those highest upstream, that predictions are tested on.
@@ -58,7 +62,7 @@ def analyse(points, *, level, resamples, held_out, skip, jobs, progress):
 
   Returns:
     {name: dicts, or an Arrow table} with the columns that `TABLES` documents; the tables of an
-    analysis that was skipped are absent.
+    analysis that was skipped are absent, and those of `explain` that the rows say nothing of.
 
   Raises:
     ValueError: an argument out of range.
@@ -90,6 +94,10 @@ def analyse(points, *, level, resamples, held_out, skip, jobs, progress):
       tables["spearman"] = ranks.spearman(points, level=level)
       tables["overlay"] = ranks.overlay(points)
       tables["peers"] = ranks.peers(points)
+  if rows is not None and "explain" not in skip:
+    with progress("layers and heads"):
+      tables |= explain.tables(points, rows, tables["fits"], tables.get("spearman", ()), l2=l2,
+                               level=level)
   return tables
 
 

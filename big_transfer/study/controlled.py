@@ -18,21 +18,16 @@ them, be it nothing, and may differ in anything else. The lines say so ('uncontr
 
 Shape legend: U runs, N points of a cell, S series.
 """
-import collections
-import json
-import math
-import re
-
 import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from big_transfer.study import gather, laws, partial, table
+from big_transfer.study import laws, partial, settings, table
 
 FACTORS = ("data", "model", "epochs")
 # What each factor changes of a config; these keys say nothing of what is held fixed.
 _KEYS = {"data": ("upstream.fraction",), "model": ("model",), "epochs": ()}
-_NEVER = ("name", "seed", "total_steps", "total_epochs")  # lengths are compared as epochs
+_FREE = {"data": ("data", "examples"), "model": ("model", "parameters"), "epochs": ("epochs",)}
 # Accuracy per doubling: a factor that adds less, given upstream accuracy, adds nothing of use.
 NEGLIGIBLE = 0.01
 
@@ -73,127 +68,33 @@ TEST_COLUMNS = table.CELL_COLUMNS | {
 }
 
 
-def _known(value):
-  """A value that can be compared: None for what isn't known, NaN among it."""
-  return None if value is None or value != value else value
-
-
-def same_epochs(epochs_U, step_U):
-  """Epochs with those that differ by at most one step made equal.
-
-  Args:
-    epochs_U: passes over the data, NaN where unknown.
-    step_U: what one step is in epochs; NaN where unknown, which counts as 0.
-
-  Returns:
-    (U,) epochs; a run takes those of the nearest run with finer steps within one step of its own.
-  """
-  epochs_U, step_U = np.array(epochs_U, float), np.nan_to_num(step_U)
-  anchors, found_U = np.empty(0), epochs_U.copy()
-  pairs, inverse = np.unique(np.stack([step_U, epochs_U], 1), axis=0, return_inverse=True)
-  for i, (step, epochs) in enumerate(pairs):  # by rising step
-    if math.isnan(epochs):
-      continue
-    at = np.abs(anchors - epochs).argmin() if anchors.size else None
-    if at is not None and abs(anchors[at] - epochs) <= step + 1e-9 * epochs:
-      found_U[inverse.ravel() == i] = anchors[at]
-    else:
-      anchors = np.append(anchors, epochs)
-  return found_U
-
-
 class _Runs:
   """What is known of each run, and the series they form; once for all cells."""
 
   def __init__(self, points):
     self.names = points.of_runs("run_id")
     of = {name: points.of_runs(name) for name in (
-        "upstream", "config_name", "family", "model", "parameters", "learning_rate", "batch_size",
-        "upstream_fraction", "upstream_train_examples", "epochs", "overrides")}
-    examples = of["upstream_train_examples"]
-    epochs = same_epochs(of["epochs"], of["batch_size"] / np.where(examples > 0, examples, np.nan))
-    fractions = of["upstream_fraction"]
-    by_fraction = bool((fractions < 1.0).any())
-    self.values = {"data": fractions if by_fraction else of["upstream_train_examples"],
+        "upstream", "parameters", "upstream_fraction", "upstream_train_examples", "epochs",
+        "overrides")}
+    by_fraction = bool((of["upstream_fraction"] < 1.0).any())
+    self.values = {"data": of["upstream_fraction" if by_fraction else "upstream_train_examples"],
                    "model": of["parameters"], "epochs": of["epochs"]}
     self.units = {"data": "fraction" if by_fraction else "examples", "model": "parameters",
                   "epochs": "epochs"}
-    self.family = of["family"]
+    self.family = points.of_runs("family")
     self.controlled = np.array([text is not None for text in of["overrides"]])
-    changed = [dict(gather.leaves(json.loads(text))) if text else {} for text in of["overrides"]]
-    shared = [{"base": of["config_name"][u], "lr": _known(of["learning_rate"][u]),
-               "batch": _known(of["batch_size"][u])} for u in range(len(self.names))]
-    self.series = {}
+    known, self.series = settings.known(points), {}
     for factor in FACTORS:
-      fixed = [_fixed(factor, of, u, epochs, changed[u], shared[u])
-               for u in range(len(self.names))]
-      self.series[factor] = _numbered(fixed, of["upstream"], self.values[factor])
+      value_U = self.values[factor]
+      self.series[factor] = settings.numbered(
+          [_fixed(factor, of_run) for of_run in known], of["upstream"],
+          np.where(value_U > 0, value_U, np.nan))
 
 
-def _fixed(factor, of, u, epochs_U, changed, shared):
+def _fixed(factor, known):
   """What a run of a series has in common with the others: {name: value}."""
-  fixed = dict(shared) | {"family": of["family"][u]}
-  label = of["model"][u]
-  if factor == "model":
-    fixed["patch"] = (re.findall(r"/(\d+)$", label or "") or [None])[0]
-  else:
-    fixed |= {"model": label, "parameters": _known(of["parameters"][u])}
-  if factor != "data":
-    fixed |= {"data": _known(of["upstream_fraction"][u]),
-              "examples": _known(of["upstream_train_examples"][u])}
-  if factor != "epochs":
-    fixed["epochs"] = _known(epochs_U[u])
-  left = {key: value for key, value in changed.items() if key not in _NEVER and not any(
-      key == own or key.startswith(own + ".") for own in _KEYS[factor])}
-  return fixed | {f"set {key}": json.dumps(value) for key, value in left.items()}
-
-
-def _numbered(fixed, upstream_U, value_U):
-  """(number of each run's series (U,), -1 for none; the series' texts)."""
-  members = collections.defaultdict(list)
-  for u, known in enumerate(fixed):
-    if value_U[u] > 0:
-      members[upstream_U[u], tuple(sorted(known.items(), key=str))].append(u)
-  number_U, texts = np.full(len(fixed), -1), []
-  found = [(upstream, runs) for (upstream, _), runs in members.items()
-           if np.unique(value_U[runs]).size > 1]
-  varying = {}
-  for upstream in {upstream for upstream, _ in found}:
-    heads = [fixed[runs[0]] for other, runs in found if other == upstream]
-    names = dict.fromkeys(name for head in heads for name in head)
-    varying[upstream] = [name for name in names if len({head.get(name) for head in heads}) > 1]
-  taken = collections.Counter()
-  for upstream, runs in found:
-    text = _text(fixed[runs[0]], varying[upstream])
-    taken[upstream, text] += 1
-    if taken[upstream, text] > 1:
-      text += f" [{taken[upstream, text]}]"
-    number_U[runs] = len(texts)
-    texts.append(text)
-  return number_U, texts
-
-
-def _text(fixed, varying):
-  """What is held fixed, in words, as far as it differs between series."""
-  words = {"base": "{}", "family": "{}", "model": "{}", "patch": "patch {}",
-           "parameters": "{:.4g} parameters", "data": "{:.3g} of the data",
-           "examples": "{:.6g} examples", "epochs": "{:.3g} epochs", "lr": "learning rate {:g}",
-           "batch": "batch {:g}"}
-  # What a model, a share of the data or a learning rate is, needs saying once.
-  doubled = {"parameters": "model", "examples": "data"}
-  parts = []
-  for name in varying:
-    value, other = fixed.get(name), doubled.get(name)
-    if value is None or (other in varying and fixed.get(other) is not None):
-      continue
-    if name.startswith("set "):
-      key = name.removeprefix("set ")
-      said = key.split(".")[0] == "model" or key == "upstream.fraction" or (
-          key.rpartition(".")[2] in ("lr", "learning_rate"))
-      parts += [] if said else [f"{key} {value}"]
-    else:
-      parts.append(words[name].format(value))
-  return ", ".join(parts) or "all else equal"
+  return {name: value for name, value in known.items() if name not in _FREE[factor] and not any(
+      (name + ".").startswith(f"{settings.OVERRIDE}{own}.") for own in _KEYS[factor])}
 
 
 def _in_cell(runs, factor, view):

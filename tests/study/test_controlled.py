@@ -6,7 +6,7 @@ import numpy as np
 import planted_points
 import pytest
 
-from big_transfer.study import controlled, partial, table
+from big_transfer.study import controlled, partial, settings, table
 
 SIZES = {"Ti": 100_000, "S": 400_000, "B": 1_600_000}
 FRACTIONS, EPOCHS = (0.02, 0.07, 0.2, 0.5, 1.0), (7, 14, 21)
@@ -139,7 +139,7 @@ def test_epochs_within_a_step_are_equal():
   # 7 epochs of 240 examples in batches of 64 take 27 steps, 7.2 epochs.
   epochs = np.array([7.2, 7.0, 7.001, 14.1, 14.0, 21.0, np.nan, 7.5])
   step = np.array([0.267, 0.005, 0.005, 0.267, 0.005, 0.005, 0.005, np.nan])
-  found = controlled.same_epochs(epochs, step)
+  found = settings.same_epochs(epochs, step)
   np.testing.assert_array_equal(found, [7.0, 7.0, 7.0, 14.0, 14.0, 21.0, np.nan, 7.5])
 
 

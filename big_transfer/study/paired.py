@@ -1,0 +1,85 @@
+"""Curves over the settings of a factor, measured with the same seeds at every setting.
+
+What a seed changes (the order of the data, the initial weights) it changes at every setting alike.
+So a slope, or a difference between settings, is taken within each seed, and its interval is
+Student's t over seeds. Seeds may lack settings: NaN.
+
+Shape legend: B seeds, A settings, K curves.
+"""
+import numpy as np
+from scipy import stats
+
+LEAST = 3  # settings that a slope takes: with two, no line can be missed
+
+
+def mean(values, axis=0):
+  """Means without what is NaN, and how many values are in them; NaN where there are none."""
+  known = np.isfinite(values)
+  number = known.sum(axis)
+  total = np.where(known, values, 0.0).sum(axis)
+  return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0), number
+
+
+def standard_error(values, axis=0):
+  """Standard errors of these means; NaN with fewer than two values."""
+  centre, number = mean(values, axis)
+  square, _ = mean(np.square(values - np.expand_dims(centre, axis)), axis)
+  return np.sqrt(np.divide(square, number - 1, out=np.full(centre.shape, np.nan),
+                           where=number > 1))
+
+
+def interval(values, level, axis=0):
+  """(mean, low, high, number of values): Student's t; low and high are NaN with fewer than two."""
+  centre, number = mean(values, axis)
+  reach = _quantile(number, level) * standard_error(values, axis)
+  return centre, centre - reach, centre + reach, number
+
+
+def _quantile(number, level):
+  return stats.t.ppf(0.5 + level / 2.0, np.maximum(number - 1, 1))
+
+
+def slopes(y_BAK, x_A):
+  """Each seed's slope over the settings, by least squares.
+
+  Args:
+    y_BAK: values; NaN where not measured.
+    x_A: settings, say their logarithms.
+
+  Returns:
+    (B, K) slopes; NaN for a seed with fewer than three settings.
+  """
+  known = np.isfinite(y_BAK)
+  centre_BK, number_BK = mean(np.where(known, x_A[:, None], np.nan), 1)
+  x_BAK = np.where(known, x_A[:, None] - centre_BK[:, None], 0.0)
+  power_BK = np.square(x_BAK).sum(1)
+  return np.divide((x_BAK * np.where(known, y_BAK, 0.0)).sum(1), power_BK,
+                   out=np.full(power_BK.shape, np.nan), where=number_BK >= LEAST)
+
+
+def best(y_BAK, level):
+  """The setting of the highest mean, and those that can't be told from it.
+
+  Args:
+    y_BAK: values; NaN where not measured. Means are over the seeds that have all of a curve's
+      settings, where there are any: a seed's luck then lifts all settings alike.
+    level: nominal coverage of the interval of a difference.
+
+  Returns:
+    (best_K, the setting's index; mean_AK, NaN for settings that a curve lacks; near_AK, whether
+    the interval of the best less the setting, paired over seeds, holds 0, or both are the best.
+    With fewer than two seeds that have both, only the best is near).
+  """
+  known = np.isfinite(y_BAK)
+  tried_AK = known.any(0)
+  whole_BK = (known | ~tried_AK).all(1)
+  whole_BK |= ~whole_BK.any(0)
+  mean_AK, _ = mean(np.where(whole_BK[:, None], y_BAK, np.nan))
+  best_K = np.where(np.isfinite(mean_AK), mean_AK, -np.inf).argmax(0)
+  at_BK = np.take_along_axis(y_BAK, best_K[None, None], axis=1)[:, 0]
+  behind_BAK = at_BK[:, None] - y_BAK
+  behind_AK, number_AK = mean(behind_BAK)
+  reach_AK = _quantile(number_AK, level) * standard_error(behind_BAK)
+  near_AK = (behind_AK <= np.where(number_AK > 1, reach_AK, -np.inf))
+  near_AK |= np.arange(len(mean_AK))[:, None] == best_K
+  return best_K, mean_AK, near_AK & tried_AK
