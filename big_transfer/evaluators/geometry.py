@@ -159,8 +159,8 @@ class Geometry:
     upstream = context.upstream
     self._prepared = upstream.train if split == "train" else upstream.test
     if self._prepared.num_classes < 2:
-      raise ValueError(f"geometry: {upstream.name} has {self._prepared.num_classes} class; a margin "
-                       "takes a competitor, so at least 2")
+      raise ValueError(f"geometry: {upstream.name} has {self._prepared.num_classes} class; a "
+                       "margin takes a competitor, so at least 2")
     self._context, self._split, self._seed = context, split, int(seed)
     self._quantiles = sorted({float(q) for q in quantiles})
     pool = upstream.examples if split == "train" else None
@@ -176,12 +176,12 @@ class Geometry:
       margins_N = _ratio(gaps_N, norms_N)
       unreached = int(np.isinf(margins_N).sum())
       why = f"{unreached} of {len(margins_N)} examples have a gradient of zero, yet no gap of zero"
-      for q, value in zip(self._quantiles, _quantiles(margins_N, self._quantiles)):
+      of_quantile = dict(zip(self._quantiles, _quantiles(margins_N, self._quantiles)))
+      for q, value in of_quantile.items():
         yield _row(measured, why, layer=layer, quantile=q, metric="margin", value=value)
       if not variance:
         why = "the activations' total variance is zero"
-      # The order of the margins stays, so a quantile may be divided as well as they may.
-      for q, value in zip(self._quantiles, _quantiles(margins_N, self._quantiles)):
+      for q, value in of_quantile.items():  # a quantile over √ν is that of the margins over √ν
         value = value / variance ** 0.5 if variance else np.nan
         yield _row(measured, why, layer=layer, quantile=q, metric="margin_normalised", value=value)
       yield {**measured, "layer": layer, "metric": "total_variance", "value": variance}

@@ -83,26 +83,36 @@ def _pixels(source=None):
   return source.images.reshape(len(source), -1) / 127.5 - 1, source.labels
 
 
+def _margin(logits_K, jacobian_KD, y):
+  """The definition, in float64; returns the competitor too."""
+  j = max(set(range(CLASSES)) - {y}, key=lambda c: logits_K[c])
+  g_KD = np.asarray(jacobian_KD, np.float64).reshape(CLASSES, -1)
+  return (logits_K[y] - logits_K[j]) / np.linalg.norm(g_KD[y] - g_KD[j]), j
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_margins_are_those_of_each_examples_own_jacobian(family):
   """One example at a time, every logit's gradient by itself, the competitor chosen in NumPy."""
   model, params = tiny.build(family), tiny.params(family)
   like = shapes.tap_shapes(model, (1, SIZE, SIZE, 3))
   assert list(like) == ["stem", "block_00", "block_01"]
-  jacobian = jax.jit(jax.jacrev(lambda taps, x: (lambda logits, out: (logits[0], (logits[0], out)))(
-      *model.apply({"params": params}, x, taps=taps)), has_aux=True), compiler_options=tiny.QUICK)
+
+  def logits(taps, x):
+    logits_1K, _ = model.apply({"params": params}, x, taps=taps)
+    return logits_1K[0], logits_1K[0]
+
+  jacobian = jax.jit(jax.jacrev(logits, has_aux=True), compiler_options=tiny.QUICK)
   taps = {layer: jnp.zeros(shape) for layer, shape in like.items()}
   kernel_DK = np.asarray(params["head"]["kernel"])
   expected = {layer: [] for layer in (*like, "pre_logits")}
   competitors, images = set(), np.asarray(transforms.to_float(jnp.asarray(_source().images)))
   for x, y in zip(images, _source().labels):
-    by_layer, (logits_K, _) = jax.device_get(jacobian(taps, jnp.asarray(x[None])))
+    by_layer, logits_K = jax.device_get(jacobian(taps, jnp.asarray(x[None])))
     by_layer["pre_logits"] = kernel_DK.T
-    j = max(set(range(CLASSES)) - {y}, key=lambda c: logits_K[c])
-    competitors.add((int(y), j))
-    for layer, g in by_layer.items():
-      g_KD = g.reshape(CLASSES, -1).astype(np.float64)
-      expected[layer].append((logits_K[y] - logits_K[j]) / np.linalg.norm(g_KD[y] - g_KD[j]))
+    for layer, jacobian_KD in by_layer.items():
+      margin, j = _margin(logits_K, jacobian_KD, y)
+      expected[layer].append(margin)
+      competitors.add((int(y), j))
   assert len(competitors) > 2 and min(expected["stem"]) < 0 < max(expected["stem"])
   rows = _rows(_apply(family), params)
   for layer, margins in expected.items():
@@ -118,13 +128,9 @@ def test_margin_at_the_last_block_without_taps():
   last = tiny.compiled("gap")(params, images, None)[1]["block_01"]
   after = functools.partial(tiny.after_the_last_block, "gap", params)
   logits_BK = np.asarray(after(last))
-  jacobian = jax.jit(jax.vmap(jax.jacrev(lambda x: after(x[None])[0])),
-                     compiler_options=tiny.QUICK)(last)
-  jacobian_BKD = np.asarray(jacobian, np.float64).reshape(N, CLASSES, -1)
-  margins = []
-  for logits_K, g_KD, y in zip(logits_BK, jacobian_BKD, _source().labels):
-    j = max(set(range(CLASSES)) - {y}, key=lambda c: logits_K[c])
-    margins.append((logits_K[y] - logits_K[j]) / np.linalg.norm(g_KD[y] - g_KD[j]))
+  jacobians = jax.jit(jax.vmap(jax.jacrev(lambda x: after(x[None])[0])),
+                      compiler_options=tiny.QUICK)(last)
+  margins = [_margin(*each)[0] for each in zip(logits_BK, jacobians, _source().labels)]
   rows = _rows(_apply("gap"), params)
   # `after_the_last_block` takes Flax's norms, which compute a variance in another order.
   np.testing.assert_allclose(_values(rows, "margin", "block_01"), sorted(margins), rtol=1e-3,
