@@ -11,12 +11,13 @@ the same argument: a slower head leaves more to the body, as a more decayed one 
 
 Hardware: 2 CPU cores.
 """
+import itertools
 import pathlib
 
 from big_transfer.runs import configuring
 
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the head, as multiples of the body's
-SEEDS = (0, 1, 2, 3)
+SEEDS = (0, 1, 2)
 MODELS = ("vit", "resnet")
 _HERE = pathlib.Path(__file__)
 
@@ -26,10 +27,9 @@ def get_config(data="fractals"):
 
 
 def get_sweep():
-  for name in MODELS:
-    fractals = _HERE.parents[1] / "pretrain" / "fractals.py"
+  fractals = _HERE.parents[1] / "pretrain" / "fractals.py"
+  for seed, name in itertools.product(SEEDS, MODELS):
     model = configuring.load(f"{fractals}:{name}").model.to_dict()
     for rate in RATES:
-      for seed in SEEDS:
-        yield {"name": f"{name}, head rate {rate:g}, seed {seed}", "model": model, "seed": seed,
-               "optim.rules[0][1].lr": rate}
+      yield {"name": f"{name}, head rate {rate:g}, seed {seed}", "model": model, "seed": seed,
+             "optim.rules[0][1].lr": rate}
