@@ -10,18 +10,14 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import platform
 import signal
 import sys
 import time
 
 from clu import parameter_overview
-import flax
 import jax
 import numpy as np
-import optax
 
-import big_transfer
 from big_transfer import evaluators
 from big_transfer.data import pipeline
 from big_transfer.data import transforms
@@ -32,6 +28,7 @@ from big_transfer.training import interrupts as interrupts_lib
 from big_transfer.training import optim
 from big_transfer.training import program as program_lib
 from big_transfer.training import progress as progress_lib
+from big_transfer.training import provenance
 from big_transfer.training import schedules
 from big_transfer.training import settings as settings_lib
 from big_transfer.training import sharding
@@ -319,10 +316,7 @@ def _facts(run):
       upstream={"name": run.data.name, "classes": run.data.train.num_classes,
                 "train_examples": run.data.train_examples, "test_examples": len(run.data.test),
                 "fraction": s.fraction[0], "fraction_seed": s.fraction[1]},
-      device={"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind,
-              "count": jax.device_count()},
-      versions={"big_transfer": big_transfer.__version__, "python": platform.python_version(),
-                **{m.__name__: m.__version__ for m in (jax, flax, optax, np)}})
+      **provenance.provenance())
 
 
 def main(argv=None):

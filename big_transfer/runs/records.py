@@ -4,6 +4,7 @@
     run.json                  identity, model, versions, status, wall seconds; rewritten atomically
     metrics.jsonl             one JSON object a measured value: ROW_COLUMNS, absent keys are null
     metrics.discarded.jsonl   rows that a resumed run measured again, from after its checkpoint
+    evaluations/              records of evaluations made afterwards, each a folder as this one
     .lock                     held by the process that writes here
 
 Rows are read with the column types given here, never with inferred ones.
@@ -55,7 +56,7 @@ ROW_COLUMNS = {
 }
 
 CONFIG, RUN, METRICS = "config.json", "run.json", "metrics.jsonl"
-DISCARDED, LOCK = "metrics.discarded.jsonl", ".lock"
+DISCARDED, LOCK, EVALUATIONS = "metrics.discarded.jsonl", ".lock", "evaluations"
 
 
 def write_atomic(path: str | os.PathLike, text: str) -> None:

@@ -5,6 +5,9 @@ complete, with a `manifest.json` of ours: the sha256 of every file that holds da
 is good when its manifest is there and all its files hash as it says: Orbax alone would restore a
 flipped bit without a word. Restoring takes the newest good one; those found bad are moved to
 `checkpoints.bad/`, never deleted. No code is ever executed by loading (no pickle).
+
+`Checkpoints` belongs to the process that trains. Others read by `find`, which changes nothing in
+the folder, whoever may be writing there.
 """
 import hashlib
 import json
@@ -12,6 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -110,7 +114,7 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     reasons = []
     for step in steps:
-      reason = self._fault(step)
+      reason = _fault(self._folder / str(step))
       if reason is None:
         try:
           return self._read(step, like)
@@ -136,11 +140,9 @@ class Checkpoints:
     if meta.get("format") != FORMAT:
       raise CheckpointError(f"checkpoint {step} in {self._folder} has format "
                             f"{meta.get('format')}: this version reads {FORMAT}")
-    if diff := trees.shape_diff(trees.shapes(tree), meta["shapes"]):
-      shown = "\n  ".join(diff[:20] + ([f"… {len(diff)} lines in all"] if len(diff) > 20 else []))
-      raise CheckpointError(
-          f"checkpoint {step} in {self._folder} is of another model or optimiser (- expected, "
-          f"+ found):\n  {shown}\nUse the config it was made with, or another workdir")
+    check_shapes(trees.shapes(tree), meta["shapes"],
+                 f"checkpoint {step} in {self._folder} is of another model or optimiser",
+                 "Use the config it was made with, or another workdir")
     restored = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(tree)))["state"]
     return like.replace(**restored), meta
@@ -157,25 +159,6 @@ class Checkpoints:
       os.fsync(f.fileno())
     os.replace(temporary, folder / MANIFEST)
 
-  def _fault(self, step):
-    """Says what is wrong with a checkpoint; None if nothing is."""
-    folder = self._folder / str(step)
-    try:
-      expected = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-      return "has no manifest (its save was cut off)"
-    except ValueError:
-      return "has a damaged manifest"
-    found = _hashes(folder)
-    for name in sorted(expected):
-      if name not in found:
-        return f"lacks the file {name}"
-      if found[name] != expected[name]:
-        return f"has an altered file, {name}"
-    if added := set(found) - set(expected):
-      return f"has a file that isn't its own, {min(added)}"
-    return None
-
   def _set_aside(self, step):
     self._bad.mkdir(exist_ok=True)
     n = sum(1 for _ in self._bad.glob(f"{step}-*"))
@@ -183,6 +166,130 @@ class Checkpoints:
     shutil.move(self._folder / str(step), target)
     self._manager.reload()
     return target
+
+
+class Found(NamedTuple):
+  """A good checkpoint, for its parameters to be read; see `find`.
+
+  Attributes:
+    folder: the checkpoint's.
+    step: of the run.
+    shapes: of its parameters, `{name: "float32[3,4]"}`.
+  """
+  folder: pathlib.Path
+  step: int
+  shapes: dict[str, str]
+
+  def params(self, like):
+    """Reads the parameters.
+
+    Args:
+      like: nested dict of `jax.ShapeDtypeStruct` with shardings, where each is to go.
+
+    Raises:
+      CheckpointError: they are of another model (the names that differ are listed), or can't be
+        read.
+    """
+    check_shapes(trees.shapes(like), self.shapes, f"{self.folder} is of another model",
+                 "Use the config it was made with")
+    tree = {"params": like}
+    try:
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(self.folder / "state", args=ocp.args.PyTreeRestore(
+            item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+            partial_restore=True))["params"]
+    except Exception as e:  # Orbax raises many kinds
+      raise CheckpointError(
+          f"{self.folder} can't be read ({type(e).__name__}: {e}). If its run is training, it has "
+          "newer ones by now: start the same command again") from e
+
+
+def find(folder, step=None):
+  """Finds a good checkpoint of a run, and leaves the folder as it is.
+
+  Args:
+    folder: where they lie, `WORKDIR/checkpoints`.
+    step: which; None for the newest that is good.
+
+  Returns:
+    `Found`. Those passed over are warned of.
+
+  Raises:
+    CheckpointError: there is none, none of that step, or that one isn't good.
+  """
+  folder = pathlib.Path(folder).absolute()
+  reasons = {}
+  # Listed again each time: a run that trains meanwhile may have put a newer one in its place.
+  while steps := [s for s in _steps(folder) if s not in reasons]:
+    if step is not None and step not in steps:
+      break
+    candidate = steps[-1] if step is None else step
+    path = folder / str(candidate)
+    reason = _fault(path)
+    if reason is None:
+      try:
+        return Found(path, candidate, _param_shapes(path))
+      except CheckpointError as e:
+        reason = str(e)
+    reasons[candidate] = f"checkpoint {candidate} {reason}"
+    if step is None:
+      logging.warning("%s in %s; one before it is looked for", reasons[candidate], folder)
+  bad = "; ".join(reasons.values())
+  if step is None:
+    raise CheckpointError(
+        f"no {'good ' if reasons else ''}checkpoint in {folder}{': ' if bad else ''}{bad}. A run "
+        "leaves one when it ends, and every config.checkpoint.every steps: train it first")
+  others = [s for s in _steps(folder) if s not in reasons]
+  raise CheckpointError(
+      (f"{bad} in {folder}" if bad else f"no checkpoint of step {step} in {folder}") +
+      f": expected one of {', '.join(map(str, others)) or 'none, since there are no others'}")
+
+
+def _param_shapes(folder):
+  try:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      meta = reader.restore(folder / "meta")
+    saved = meta["shapes"]
+  except Exception as e:  # Orbax raises many kinds
+    raise CheckpointError(f"can't be read ({type(e).__name__}: {e})") from e
+  if meta["format"] != FORMAT:
+    raise CheckpointError(f"has format {meta['format']}: this version reads {FORMAT}")
+  prefix = "params/"
+  return {name.removeprefix(prefix): shape for name, shape in saved.items()
+          if name.startswith(prefix)}
+
+
+def check_shapes(expected, found, what, fix):
+  """Raises CheckpointError, which says `what` and the `fix`, unless two `trees.shapes` are equal."""
+  if diff := trees.shape_diff(expected, found):
+    shown = "\n  ".join(diff[:20] + ([f"… {len(diff)} lines in all"] if len(diff) > 20 else []))
+    raise CheckpointError(f"{what} (- expected, + found):\n  {shown}\n{fix}")
+
+
+def _steps(folder):
+  """The steps of what looks like a checkpoint, rising."""
+  if not folder.is_dir():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _fault(folder):
+  """Says what is wrong with a checkpoint; None if nothing is."""
+  try:
+    expected = json.loads((folder / MANIFEST).read_text())
+    found = _hashes(folder)
+  except FileNotFoundError:
+    return "has no manifest (its save was cut off)"
+  except ValueError:
+    return "has a damaged manifest"
+  for name in sorted(expected):
+    if name not in found:
+      return f"lacks the file {name}"
+    if found[name] != expected[name]:
+      return f"has an altered file, {name}"
+  if added := set(found) - set(expected):
+    return f"has a file that isn't its own, {min(added)}"
+  return None
 
 
 def _as_dict(state):
