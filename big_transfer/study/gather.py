@@ -1,5 +1,7 @@
 """Run folders to one tidy table of rows: one line a measured value, its run's identity beside it.
 
+What was measured afterwards (`big_transfer.evaluate`), in RUN/evaluations/, is the run's too.
+
 Column types are stated (`table.COLUMNS`), never inferred from the data.
 """
 import collections
@@ -155,7 +157,10 @@ def _arrow(identities):
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
       raise ValueError(f"{records.RUN} files: {name} should be {kind} in every run, but {error}; "
                        "correct the file, or leave its folder out of --runs") from error
-  return pa.table(columns | {"file": [identity["file"] for identity in identities]})
+  return pa.table(columns | {
+      "file": [identity["file"] for identity in identities],
+      "place": pa.array([identity["place"] for identity in identities], pa.int64()),
+      "final": pa.array([identity["final"] for identity in identities], pa.int64())})
 
 
 def _unparsable(line):
@@ -201,8 +206,7 @@ def _raise_bad_line(identities, error):
       for number, line in enumerate(file, 1):
         reason = _unparsable(line) if line.strip() else None
         if reason:
-          path = pathlib.Path(identity["run_folder"]) / records.METRICS
-          raise ValueError(f"{path}, line {number}: expected a row as a JSON object, but {reason}; "
+          raise ValueError(f"{identity['source']}, line {number}: expected a row as a JSON object, but {reason}; "
                            "correct or delete the line") from error
   raise ValueError(f"{records.METRICS} files can't be read: {error}") from error
 
@@ -212,7 +216,8 @@ def gather(patterns, out):
 
   Args:
     patterns: globs of run folders. Matches that are no run folder are counted and left out, and
-      so are runs whose status isn't "finished" and further copies of one run id.
+      so are runs whose status isn't "finished" and further copies of one run id. Finished
+      evaluations in a run's folder are read with it; see `_evaluations` and `_keep_once`.
     out: the Parquet file to write.
 
   Returns:
@@ -233,22 +238,42 @@ def gather(patterns, out):
         raise ValueError(f"{folder / records.RUN}: expected texts 'id' and 'status', got id "
                          f"{run.get('id')!r} and status {run.get('status')!r}; restore the file, "
                          "or leave its folder out of --runs")
-      reason = run["status"] if run["status"] != "finished" else (
-          "copy of a run already read" if run["id"] in seen else None)
+      reason = ("evaluation, read with its run" if run.get("evaluates") else
+                run["status"] if run["status"] != "finished" else
+                "copy of a run already read" if run["id"] in seen else None)
       if reason:
         left_out[reason] += 1
         continue
       seen.add(run["id"])
-      file, note = _whole_lines(folder / records.METRICS, scratch)
-      notes += [note] if note else []
-      identities.append(_identity(run, folder) | {"file": str(file)})
+      identity = _identity(run, folder) | {"final": run.get("step")}
+      for place, source in enumerate([folder, *_evaluations(run, folder, left_out)]):
+        file, note = _whole_lines(source / records.METRICS, scratch)
+        notes += [note] if note else []
+        identities.append(identity | {"file": str(file), "place": place,
+                                      "source": str(source / records.METRICS)})
     if not identities:
       raise ValueError(f"--runs: expected at least one finished run under {', '.join(patterns)}, "
                        f"found {_counted(left_out)}; let the runs finish, or start them again")
-    rows = _write_rows(identities, pathlib.Path(out))
+    rows, early = _write_rows(identities, pathlib.Path(out))
+    left_out += collections.Counter({"evaluation of an earlier step alone": early})
   for note in notes:
     warnings.warn(note, stacklevel=2)
-  return Census(tuple(patterns), len(identities), dict(left_out), rows, tuple(notes))
+  return Census(tuple(patterns), len(seen), dict(left_out), rows, tuple(notes))
+
+
+def _evaluations(run, folder, left_out):
+  """Folders of what was measured of a run afterwards, in a fixed order; counts what isn't whole."""
+  found = []
+  for path in sorted((folder / records.EVALUATIONS).glob("*/")):
+    record = _load(path / records.RUN) if (path / records.RUN).is_file() else {}
+    reason = ("evaluation that isn't finished" if record.get("status") != "finished" else
+              # The run was trained anew, or made longer, in the same folder.
+              "evaluation of another run" if record.get("evaluates") != run["id"] else None)
+    if reason:
+      left_out[reason] += 1
+    else:
+      found.append(path)
+  return found
 
 
 def _counted(left_out):
@@ -271,8 +296,36 @@ def _write_rows(identities, out):
           "format='newline_delimited', filename='file')", {"files": files})
     except duckdb.Error as error:
       _raise_bad_line(identities, error)
+    early = _keep_once(database) if any(i["place"] for i in identities) else 0
     database.execute(
         f"COPY (SELECT {select} FROM measured m JOIN runs r USING (file) "
         "ORDER BY r.run_id, m.step) "
         f"TO '{str(out).replace(chr(39), 2 * chr(39))}' (FORMAT parquet, COMPRESSION zstd)")
-    return database.execute("SELECT count(*) FROM measured").fetchone()[0]
+    return database.execute("SELECT count(*) FROM measured").fetchone()[0], early
+
+
+def _keep_once(database):
+  """Takes out of `measured` what evaluations measured again, and what only they measured too early.
+
+  A value that is in several files of a run counts once, metrics.jsonl's first. What was measured
+  of a checkpoint before the run's last step is kept only where the like (evaluator, task, layer
+  and metric) is known of its last: else it would pass for the run's last evaluation.
+
+  Returns:
+    The number of files of which rows were too early.
+  """
+  key = ", ".join(f"m.{table.quoted(name)}" for name in records.ROW_COLUMNS
+                  if name not in ("value", "status", "reason"))
+  database.execute(
+      "DELETE FROM measured WHERE rowid IN (SELECT number FROM ("
+      f"SELECT m.rowid AS number, place, min(place) OVER (PARTITION BY run_id, {key}) AS first "
+      "FROM measured m JOIN runs USING (file) "
+      "WHERE run_id IN (SELECT run_id FROM runs WHERE place > 0)) WHERE place > first)")
+  like = ", ".join(f"m.{name}" for name in ("evaluator", "task", "layer", "metric"))
+  database.execute(
+      "CREATE TABLE early AS SELECT number, file FROM ("
+      f"SELECT m.rowid AS number, file, place > 0 AND m.step < final AS before, max(m.step) OVER "
+      f"(PARTITION BY run_id, {like}) AS latest, final FROM measured m JOIN runs USING (file) "
+      "WHERE run_id IN (SELECT run_id FROM runs WHERE place > 0)) WHERE before AND latest < final")
+  database.execute("DELETE FROM measured WHERE rowid IN (SELECT number FROM early)")
+  return database.execute("SELECT count(DISTINCT file) FROM early").fetchone()[0]
