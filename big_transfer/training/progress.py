@@ -44,16 +44,18 @@ class Progress:
     print(f"{CLEAR}{line}" if self._live else line, end="" if self._live else "\n", flush=True)
 
   def measured(self, step, rows):
-    """Prints what was measured at a step, means over seeds."""
+    """Prints the accuracies of a step: upstream's, and the probes' of what the head sees."""
     groups = collections.defaultdict(list)
     for row in rows:
-      if row["metric"] == "accuracy" and row.get("value") is not None:
+      if (row["metric"] == "accuracy" and row.get("value") is not None
+          and row.get("layer", "pre_logits") == "pre_logits"):
         shots = f"@{row['shots']}" if row.get("shots") else ""
         if row.get("reason"):
           shots += f" ({row['examples_used']} examples)"
         groups[f"{row['task']}{shots}"].append(row["value"])
     text = " · ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in groups.items())
-    print(f"{CLEAR if self._live else ''}step {step} accuracy: {text}", flush=True)
+    if text:
+      print(f"{CLEAR if self._live else ''}step {step} accuracy: {text}", flush=True)
 
   def end(self, text):
     """Prints the last word."""
