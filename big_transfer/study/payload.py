@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pyarrow as pa
 
-from big_transfer.study.figures import matrices, panels, scatter, style, trends
+from big_transfer.study.figures import head, layers, matrices, panels, scatter, style, trends
 
 _PACKED = {"Uint8": np.uint8, "Uint16": np.uint16, "Uint32": np.uint32, "Float32": np.float32}
 _RUN_COLUMNS = {"model": "model", "parameters": "parameters", "run": "run_name",
@@ -20,7 +20,9 @@ _RUN_COLUMNS = {"model": "model", "parameters": "parameters", "run": "run_name",
                 "fraction": "upstream_fraction", "epochs": "epochs", "overrides": "overrides"}
 # Of a figure's rows the page shows those of the chosen upstream and shots, but for these.
 _CHOSEN_BY = {"irreducible_error": (), "parameters": (), "sample_size": (),
-              "curves_hull": ("upstream",), "curves_all": ("upstream",)}
+              "curves_hull": ("upstream",), "curves_all": ("upstream",)} | {
+                  f"{factor}_{name}": ("upstream",) for factor in head.FACTORS
+                  for name in ("accuracy", "margins", "norms", "layer_norms")}
 
 
 def packed(values, kind=None):
@@ -102,11 +104,12 @@ def _lines(rows):
   return found
 
 
-def cells(points, tables, reference):
+def cells(points, tables, reference, runs):
   """What the page draws of each cell, but for its points: a dict each."""
   by_cell, robust = scatter.fits_by_cell(tables), scatter.robust_curves(tables)
   marked, base = scatter.overlaid(tables)
   row = {name: i for i, name in enumerate(points.of_runs("run_id"))}
+  probed = layers.overlaid(tables)
   found = []
   for view in points:
     cell = tuple(view.cell)
@@ -124,6 +127,8 @@ def cells(points, tables, reference):
           "lines": _lines(panels.curves(view.take(view.last), [], held["others"]))}
     if cell in marked:
       drawn["overlay"] = {"base": base[cell], "runs": sorted(row[name] for name in marked[cell])}
+    if cell in probed:
+      drawn["layers"] = by_column(layers.overlay_rows(runs, row, probed[cell]))
     found.append(drawn | {"verdict": panels.verdict(plain)})
   return found
 
@@ -153,6 +158,11 @@ def templates(points, runs, kinds):
           runs.families, "UPSTREAM", axes=axes, points=look, kinds=kinds, crowd=fullest,
           sizes=runs.sizes), {})
       made[look][axes] = {key: spec[key] for key in ("config", "layer")}
+  made[layers.LAYERS] = {}
+  for axes in style.AXES:
+    spec = style.specification(layers.overlay_panel(runs.families, "UPSTREAM", axes=axes,
+                                                    crowd=fullest), {})
+    made[layers.LAYERS][axes] = {key: spec[key] for key in ("config", "layer", "resolve")}
   return made
 
 
@@ -169,7 +179,8 @@ def figures(tables):
       "hull_families": trends.hull_families(tables),
       "spearman": matrices.spearman_matrix(tables),
       "spearman_upstream": matrices.spearman_upstream(tables),
-      "peers": matrices.peers(tables)}
+      "peers": matrices.peers(tables),
+      "layer_curves": layers.layer_curves(tables)} | dict(head.figures(tables))
   found = {}
   for name, spec in made.items():
     if spec is not None:
@@ -194,7 +205,7 @@ def page_data(points, tables, reference=None):
   """
   runs = panels.Runs(points)
   evaluations, number = _evaluations(points)
-  drawn = cells(points, tables, reference)
+  drawn = cells(points, tables, reference, runs)
   for view, first, cell in zip(points, points.first, drawn):
     errors = view.ds_error
     cell |= {"upstream": view.cell.upstream or "upstream", "shots": view.cell.shots,

@@ -13,8 +13,8 @@ import string
 
 import vl_convert
 
-from big_transfer.study import findings, payload, saturation, sections
-from big_transfer.study.figures import scatter, style
+from big_transfer.study import explained, findings, payload, saturation, sections
+from big_transfer.study.figures import layers, scatter, style
 
 _TABLES = {  # name -> columns shown, and their heads
     "fits": {"upstream": "upstream", "task": "task", "shots": "shots", "fit": "fit",
@@ -41,7 +41,33 @@ _TABLES = {  # name -> columns shown, and their heads
                          "slope_low": "low", "slope_high": "high", "p_value": "p",
                          "same_curve": "same curve", "status": "status", "reason": "reason"},
     "left_out": {"source": "source", "task": "task", "points": "points", "reason": "reason"},
-}
+    "best_layers": {"upstream": "upstream", "task": "task", "shots": "shots", "family": "family",
+                    "model": "model", "us": "upstream accuracy", "layers": "layers",
+                    "best_layer": "best layer", "best_ds": "its accuracy",
+                    "earliest_layer": "earliest layer",
+                    "earliest_depth_share": "its relative depth", "last_ds": "at pre_logits",
+                    "gain": "best − pre_logits", "gain_error": "± s.e.", "status": "status",
+                    "reason": "reason"},
+    "explained": {"upstream": "upstream", "task": "task", "shots": "shots", "runs": "runs",
+                  "saturation": "saturation", "saturation_low": "low", "saturation_high": "high",
+                  "saturation_status": "saturation status", "correlation": "rank correlation",
+                  "correlation_low": "low", "correlation_high": "high",
+                  "runs_with_layers": "runs with layers", "model": "best model upstream",
+                  "best_layer": "best layer", "best_layer_ds": "its accuracy",
+                  "earliest_layer": "earliest layer", "earliest_depth_share": "its relative depth",
+                  "last_layer_gain": "best − pre_logits",
+                  "mean_earliest_depth_share": "mean relative depth, all runs",
+                  "best_head_decay": "best head decay",
+                  "upstream_best_head_decay": "upstream's best head decay",
+                  "best_head_rate": "best head rate",
+                  "upstream_best_head_rate": "upstream's best head rate"},
+} | {name: {"upstream": "upstream", "factor": "factor", "series": "series", "quantity": "quantity",
+            "task": "task", "shots": "shots", "layer": "layer", "settings": "settings",
+            "lowest": "from", "highest": "to", "seeds": "seeds", "slope": "slope a decade",
+            "slope_low": "low", "slope_high": "high", "change": "change, all settings",
+            "change_low": "low", "change_high": "high", "verdict": "verdict", "status": "status",
+            "reason": "reason"} for name in ("accuracy_effects", "geometry_effects")}
+_OF_ACCURACY = {"us": "upstream accuracy", "ds": "accuracy on the task"}  # quantities of effects
 _MOST_LEFT_OUT = 1000  # lines of the page; the file has all
 
 
@@ -81,13 +107,27 @@ def _listed(facts):
                           for name, value in facts.items()) + "</dl>"
 
 
+def _lines(tables, name):
+  """The lines of a table that the page holds; of long ones the file has all."""
+  if name == "left_out":
+    return list(tables.get(name) or ())[:_MOST_LEFT_OUT]
+  if name == "best_layers":
+    return layers.best_runs(tables)
+  if name.endswith("_effects"):
+    return [line | {"quantity": _OF_ACCURACY.get(line["quantity"], line["quantity"])}
+            for line in tables.get("head_effects", ())
+            if (line["quantity"] in _OF_ACCURACY) == (name == "accuracy_effects")]
+  return list(tables.get(name) or ())
+
+
 def _tables(tables):
-  """The tables that have lines, their shown columns: {name: {"heads", "columns"}}."""
+  """The tables that have lines, their shown columns: {name: {"heads", "columns", "any"}}.
+
+  `any` are the columns in which a line without a value goes with whatever is chosen.
+  """
   found = {}
   for name, heads in _TABLES.items():
-    lines = list(tables.get(name) or ())
-    if name == "left_out":
-      lines = lines[:_MOST_LEFT_OUT]
+    lines = _lines(tables, name)
     known = [column for column in heads
              if any(line.get(column) is not None for line in lines)]
     if known:
@@ -98,7 +138,8 @@ def _tables(tables):
           row["task"] = style.cell_name([None, line["task"], line["variant"], line["setting"]])
         rows.append(row)
       found[name] = {"heads": [heads[column] for column in known],
-                     "columns": payload.by_column(rows)}
+                     "columns": payload.by_column(rows),
+                     "any": ["shots"] if name.endswith("_effects") else []}
   return found
 
 
@@ -130,11 +171,11 @@ def _sections(data):
 
 def _findings(points, tables):
   """({"upstream|shots": {finding: text}}, a text a cell)."""
-  said = {}
+  said, makers = {}, findings.FINDINGS | explained.FINDINGS
   for cell in points.cells:
     key = f"{cell.upstream or 'upstream'}|{'' if cell.shots is None else cell.shots}"
     if key not in said:
-      said[key] = {name: text for name, make in findings.FINDINGS.items()
+      said[key] = {name: text for name, make in makers.items()
                    if (text := make(tables, cell.upstream, cell.shots))}
   by_cell = scatter.fits_by_cell(tables)
   return said, [findings.cell(by_cell.get(tuple(cell), [])) for cell in points.cells]

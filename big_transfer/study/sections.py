@@ -12,7 +12,8 @@ class Part:
     kind: "figure": of a table; "panels": of points, a panel a task; "table".
     name: of the figure (`payload.figures`), the sort of panels, or the table.
     caption: what is plotted.
-    finding: what it shows in these rows, one of `findings.FINDINGS`; None: nothing is said.
+    finding: what it shows in these rows, one of `findings.FINDINGS` or of
+      `explained.FINDINGS`; None: nothing is said.
   """
   kind: str
   name: str
@@ -27,6 +28,9 @@ class Section:
   title: str
   parts: tuple[Part, ...]
 
+
+_FACTORS = (("head_decay", "the head's weight decay"),
+            ("head_rate", "the head's learning rate, as a multiple of the body's"))
 
 SECTIONS = (
     Section("fits", "The fits", (
@@ -93,6 +97,54 @@ SECTIONS = (
         Part("figure", "peers", "Among runs of like upstream accuracy: for the best run on the "
              "task of the row, the share of its peers that it beats on the task of the column.",
              "peers"),
+    )),
+    Section("layers", "Where in the layers", (
+        Part("panels", "layers", "Pale circles: all runs, downstream against upstream accuracy "
+             "(top axis). Triangles, joined by a line: the accuracy of probes of each layer, from the "
+             "stem to pre_logits, which the head sees (bottom axis, relative depth), of one run a "
+             "family, that best upstream. The large one is the earliest layer whose shortfall from "
+             "the best is within what the probes' seeds explain.", "layer_overlay"),
+        Part("figure", "layer_curves", "Accuracy by relative depth less that of pre_logits, mean "
+             "over a family's runs, with the range of 10 to 90 % of them. Above 0, a layer is "
+             "worth more to a linear probe than what the head sees.", "layer_curves"),
+        Part("table", "best_layers", "The runs whose layers are drawn, a line a task and number of "
+             "shots."),
+    )),
+    Section("head", "The head's weight decay and learning rate", tuple(
+        part for factor, words in _FACTORS for part in (
+            Part("figure", f"{factor}_accuracy", f"Accuracy against {words}, upstream and on each "
+                 "task, in series of runs that differ in nothing else that is known but their "
+                 "seeds: means over run seeds, bars ± a standard error. Runs of a seed are "
+                 "compared with each other in the intervals below, so that these may be surer than "
+                 "the bars look. The grey line is the neutral setting, with which gains below "
+                 "are compared: the body's own, or the lowest where that wasn't tried.",
+                 f"{factor}_accuracy"),
+            Part("figure", f"{factor}_best", f"The best of the tried values of {words} for each "
+                 "task, against how well upstream accuracy ranks the study's runs on that task. "
+                 "Grey bars: settings that can't be told from the best. Orange: the same for "
+                 "upstream accuracy itself.", f"{factor}_best"))) + (
+        Part("table", "accuracy_effects", "Slopes of accuracy over the logarithm of the setting, "
+             "and the change from the lowest to the highest, with intervals over run seeds; "
+             "“(all)” pools the series. Of an accuracy that rises and then falls a slope says "
+             "little: there the best setting says more."),
+    )),
+    Section("geometry", "Margins and norms", tuple(
+        part for factor, words in _FACTORS for part in (
+            Part("figure", f"{factor}_margins", "Median margin of upstream examples at each layer, "
+                 f"a line a value of {words}: true class against the strongest competitor, over "
+                 "the norm of the difference's gradient there; normalised by the activations' "
+                 "total variance. Means over run seeds, bars ± a standard error.",
+                 f"{factor}_margins"),
+            Part("figure", f"{factor}_norms", "L2 norm of the head's weights, and the sum of those "
+                 f"of all other layers, against {words}.", f"{factor}_norms"),
+            Part("figure", f"{factor}_layer_norms", "The same norms layer by layer."))) + (
+        Part("table", "geometry_effects", "Slopes over the logarithm of the setting, with "
+             "intervals over run seeds; those of norms are of their logarithm to base 10."),
+    )),
+    Section("explained", "What goes with saturation, task by task", (
+        Part("table", "explained", "Each task's saturation value (hull fit), rank correlation with "
+             "upstream accuracy, best layer in the run best upstream among those with probes of "
+             "layers, and best setting of the head.", "explained"),
     )),
     Section("left-out", "What was left out", (
         Part("table", "left_out", "Input that no fit or figure uses, and why."),

@@ -11,6 +11,7 @@ import subprocess
 import threading
 
 import numpy as np
+import planted_explanation
 import planted_tables
 import pytest
 
@@ -63,8 +64,10 @@ def driven(page, script, folder, *, size="1200,900", seconds=120):
 def study(tmp_path_factory):
   folder = tmp_path_factory.mktemp("browser")
   points = planted_tables.make_points()
-  page = report.write(folder / "report.html", points, planted_tables.make_tables(points),
-                      planted_tables.CENSUS, shots=10, sources={})
+  tables = planted_tables.make_tables(points)
+  tables |= planted_explanation.make(points, tables["spearman"])
+  page = report.write(folder / "report.html", points, tables, planted_tables.CENSUS, shots=10,
+                      sources={})
   return points, page, folder
 
 

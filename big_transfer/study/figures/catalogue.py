@@ -2,7 +2,7 @@
 import re
 
 from big_transfer.study import table
-from big_transfer.study.figures import matrices, scatter, style, trends
+from big_transfer.study.figures import head, layers, matrices, scatter, style, trends
 
 CHOICES = ("all", "main")
 _LONGEST = 150  # characters of a file's name, of which file systems take some 255
@@ -63,6 +63,9 @@ def _of_upstream(points, tables, shots, upstream):
   yield "spearman", matrices.spearman_matrix(tables, **chosen)
   yield "spearman_upstream", matrices.spearman_upstream(tables, **chosen)
   yield "peers", matrices.peers(tables, **chosen)
+  yield "layer_overlay", layers.layer_overlay(points, tables, **chosen)
+  yield "layer_curves", layers.layer_curves(tables, **chosen)
+  yield from head.figures(tables, **chosen)
 
 
 def _file_name(task, several):

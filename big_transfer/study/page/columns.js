@@ -24,12 +24,16 @@ function lengthOf(columns) {
   return Array.isArray(first) ? first.length : unpacked(first.codes).length;
 }
 
-/** Rows, as objects, of the lines in which every given column has its given value. */
-function rowsWhere(columns, wanted) {
+/** Rows, as objects, of the lines in which every given column has its given value; in the columns
+    of `any`, nothing at all will do as well. */
+function rowsWhere(columns, wanted, any = []) {
   const names = Object.keys(columns), rows = [];
   const tests = Object.entries(wanted).filter(([name]) => name in columns);
   for (let i = 0, n = lengthOf(columns); i < n; i++) {
-    if (tests.every(([name, value]) => valueAt(columns[name], i) === value)) {
+    if (tests.every(([name, value]) => {
+      const here = valueAt(columns[name], i);
+      return here === value || (here === null && any.includes(name));
+    })) {
       rows.push(Object.fromEntries(names.map(name => [name, valueAt(columns[name], i)])));
     }
   }

@@ -61,6 +61,13 @@ function lineRows(lines, axes, shown, end) {
   return rows;
 }
 
+/** The layers of a cell's best runs as rows, with their places on the axis of accuracy. */
+function layerRows(cell, axes, families) {
+  return cell.layers ? rowsWhere(cell.layers, {}).filter(
+    row => !families || families.has(row.family)).map(
+    row => ({...row, y: FORWARD[axes](row.ds)})) : [];
+}
+
 function bandRows(bands, axes, shown, end) {
   const at = FORWARD[axes];
   return bands.filter(band => shown.has(band.line)).map(band => ({...band, x: at(band.us),
@@ -95,7 +102,7 @@ function panelSpec(cell, options) {
   for (const point of points) top = Math.max(top, point.us);
   const end = axes === "linear" ? 1 : 1 - (1 - top) / 2;
   const at = FORWARD[axes];
-  spec.datasets = {points,
+  spec.datasets = {points, layers: layerRows(cell, axes, options.families),
     lines: lineRows(options.ofLines ?? cell.lines, axes, shown, Math.max(end, top)),
     saturation: bandRows(options.bands ?? cell.saturation, axes, shown, end),
     frame: cell.frame.map(({us, ds}) => ({us, ds, x: at(us), y: at(ds)}))};

@@ -99,6 +99,9 @@ const PANELS = {
       style: "role", bands: [], lastOnly: true, shown: PLAIN,
       look: run => [marked.has(run) ? "on the hull" : RUN, null]}};
   },
+  layers: cell => cell.layers && {options: {style: "layers", lastOnly: true, shown: PLAIN},
+    verdict: "earliest: " + [...new Map(rowsWhere(cell.layers, {}).map(
+      row => [row.family, row.earliest]))].map(pair => pair.join(" ")).join(", ")},
   controlled: (cell, node) => {
     const factor = data.factors[node.querySelector("select").value];
     const values = new Map(factor.runs.map((run, i) => [run, factor.values[i]]));

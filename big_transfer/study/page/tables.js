@@ -15,8 +15,8 @@ function compared(a, b) {
 
 /** A table in a node. `wanted` gives the choice, {upstream, shots}; null: no choice to make. */
 class Table {
-  constructor(node, {heads, columns}, caption, wanted = null) {
-    Object.assign(this, {node, heads, columns, caption, wanted, sorted: null, every: false,
+  constructor(node, {heads, columns, any = []}, caption, wanted = null) {
+    Object.assign(this, {node, heads, columns, any, caption, wanted, sorted: null, every: false,
       most: MOST_ROWS});
     this.names = Object.keys(columns);
     this.isText = this.names.map(name => !Array.isArray(columns[name]));
@@ -27,7 +27,7 @@ class Table {
 
   draw() {
     const chosen = this.wanted && !this.every ? this.wanted() : {};
-    const rows = rowsWhere(this.columns, chosen);
+    const rows = rowsWhere(this.columns, chosen, this.any);
     if (this.sorted) {
       const {name, sign} = this.sorted;
       rows.sort((a, b) => a[name] === null || b[name] === null ? compared(a[name], b[name])
