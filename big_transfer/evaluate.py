@@ -121,6 +121,7 @@ def _evaluate(workdir, evals, step, init, config, out, overrides, texts):
                            **{key: getattr(job.settings, key) for key in _FORWARD}})
       timings = {}
       try:
+        print(f"{job.name}, {facts['model']['label']}, step {job.origin.step}:", flush=True)
         rows = _rows(job, items, params, timings)
         record.append(rows)
       except interrupts_lib.Interrupted:
@@ -164,9 +165,9 @@ def _job(workdir, evals, step, init, config, out, overrides, texts):
       "evals": settings.evals, "step": origin.step, "parameters": origin.identity,
       "upstream": settings.upstream, "fit": settings.fit})
   folder = workdir / records.EVALUATIONS / identity if out is None else pathlib.Path(out)
-  source = pathlib.Path(init or workdir)
+  source = pathlib.Path(init or workdir).absolute()
   return _Job(folder.expanduser().absolute(), identity, settings, origin,
-              origin.run.get("name") or source.stem, of_run=out is None)
+              origin.run.get("name") or source.name, of_run=out is None)
 
 
 def _check_given(workdir, config, init, out, step):
@@ -222,8 +223,10 @@ def _sections(evals, own):
       configuring.load(evals) if isinstance(evals, (str, os.PathLike)) else evals)
   for name, section in given.items():
     if not isinstance(section, dict):
-      raise configuring.ConfigError(f"evals section '{name}' is {section!r}: expected a mapping "
-                                    "with the evaluator's kind, such as dict(kind='fewshot')")
+      raise configuring.ConfigError(
+          f"evals section '{name}' is {section!r}: expected a mapping with the evaluator's kind, such "
+          "as dict(kind='fewshot'). The file's get_config() returns such sections alone, as "
+          "configs/evaluate/layers.py does, not a whole config")
 
   def complete(name, section):
     mine = own.get(name, {})
@@ -277,7 +280,6 @@ def _prepare(job, stop_check):
       upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test,
                                    objectives.LOSSES[s.loss]))
   always = {name: {**section, "every": 1} for name, section in s.evals.items()}
-  print(f"{job.name}, {net.label}, step {job.origin.step}:", flush=True)
   return (evaluators.build(always, context, configuring.build), params,
           _facts(job, data, net, outputs))
 
