@@ -202,6 +202,28 @@ def _printed(study):
                    + ([f"and {more} more in fits.csv"] if more > 0 else []))
 
 
+def _explanation(tables):
+  """What `explain` found, in one line on layers and one on the head, where there are any."""
+  lines = []
+  shares = [line["earliest_depth_share"] for line in tables.get("explained", ())
+            if line["earliest_depth_share"] is not None]
+  if shares:
+    lines.append(f"layers: the best is reached at {sum(shares) / len(shares):.0%} of the depth, "
+                 f"the mean of {len(shares)} lines above ({min(shares):.0%} to {max(shares):.0%})")
+  words = []
+  for factor in ("decay", "rate"):
+    verdicts = {"us": collections.Counter(), "ds": collections.Counter()}
+    for line in tables.get("head_effects", ()):
+      if (line["factor"], line["series"]) == (f"head_{factor}", "(all)") and (
+          line["quantity"] in verdicts):
+        verdicts[line["quantity"]][line["verdict"]] += 1
+    if verdicts["us"]:
+      said = [", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts[name].items()))
+              for name in ("us", "ds")]
+      words.append(f"with its {factor} upstream accuracy: {said[0]}; downstream: {said[1]}")
+  return lines + ([f"head: {'; '.join(words)}"] if words else [])
+
+
 def _parser():
   parser = argparse.ArgumentParser(
       prog="python -m big_transfer.study", description=__doc__,
@@ -267,6 +289,8 @@ def main(argv=None):
     print(f"left out of {line['task']}: {points}: {line['reason']}")
   if len(by_task) > _MOST_DROPPED:
     print(f"and {len(by_task) - _MOST_DROPPED} more in left_out.csv")
+  for line in _explanation(found.tables):
+    print(line)
   print(f"report: {found.report}")
   return 0
 

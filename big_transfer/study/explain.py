@@ -1,4 +1,4 @@
-"""Why downstream accuracy saturates: layers, head, margins (Abnar et al., arXiv:2110.02095, sec. 3-4).
+"""Why downstream accuracy saturates: layers, head, margins (arXiv:2110.02095, sections 3 and 4).
 
 `layers` says which layer serves a task best, `head` what the head's decay and learning rate do;
 `explained` puts both beside a cell's saturation value and its correlation with upstream accuracy.
@@ -6,7 +6,7 @@
 """
 import duckdb
 
-from big_transfer.study import head, layers, ranks, table
+from big_transfer.study import ablations, head, layers, ranks, table
 
 EXPLAINED_COLUMNS = table.CELL_COLUMNS | {
     "runs": ("BIGINT", "runs in the cell"),
@@ -17,8 +17,8 @@ EXPLAINED_COLUMNS = table.CELL_COLUMNS | {
     "correlation": ("DOUBLE", "Spearman's correlation of the task with upstream accuracy"),
     "correlation_low": ("DOUBLE", "low end of its interval"),
     "correlation_high": ("DOUBLE", "high end of its interval"),
-    "run_id": ("VARCHAR", "the run best upstream among those with several layers probed; the layers "
-                          "that follow are its"),
+    "run_id": ("VARCHAR", "the run best upstream among those with several layers probed; the "
+                          "layers that follow are its"),
     "model": ("VARCHAR", "its model"),
     "best_layer": ("VARCHAR", "its best layer"),
     "best_layer_ds": ("DOUBLE", "accuracy of that layer"),
@@ -99,13 +99,13 @@ def _explained(points, fits, spearman, made):
             "runs_with_layers": line["runs"], "mean_earliest_depth_share": line["share"]}
   upstream = {}
   for line in made.get("head_best", ()):
-    if line["series"] == head.ALL:
+    if line["series"] == ablations.ALL:
       if line["task"] is None:
         upstream[line["upstream"], line["factor"]] = line["best"]
       else:
         found[_cell(line)]["best_" + line["factor"]] = line["best"]
   for cell, line in found.items():
-    for factor in head.FACTORS:
+    for factor in ablations.FACTORS:
       line["upstream_best_" + factor] = upstream.get((cell.upstream, factor))
   return list(found.values())
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 LEAST = 3  # settings that a slope takes: with two, no line can be missed
+_ROUNDS = 100  # of backfitting; each at least halves the error, where most seeds have most settings
 
 
 def mean(values, axis=0):
@@ -57,24 +58,42 @@ def slopes(y_BAK, x_A):
                    out=np.full(power_BK.shape, np.nan), where=number_BK >= LEAST)
 
 
+def means(y_BAK):
+  """Means of settings over seeds, as if all seeds had all settings.
+
+  Where some are missing, a setting that the lucky seeds happen to have isn't better for it: means
+  are those of the additive model, seed plus setting, by least squares (backfitting).
+
+  Args:
+    y_BAK: values; NaN where not measured.
+
+  Returns:
+    (A, K) means; NaN for settings that a curve lacks.
+  """
+  mean_AK, _ = mean(y_BAK)
+  known = np.isfinite(y_BAK)
+  gaps_K = (known.any(1)[:, None] & known.any(0) & ~known).any((0, 1))
+  y_BAJ, found_AJ = y_BAK[..., gaps_K], mean_AK[:, gaps_K]
+  for _ in range(_ROUNDS if gaps_K.any() else 0):
+    luck_BJ, _ = mean(y_BAJ - found_AJ, 1)
+    found_AJ, _ = mean(y_BAJ - luck_BJ[:, None])
+    mean_AK[:, gaps_K] = found_AJ + mean(luck_BJ)[0]
+  return mean_AK
+
+
 def best(y_BAK, level):
   """The setting of the highest mean, and those that can't be told from it.
 
   Args:
-    y_BAK: values; NaN where not measured. Means are over the seeds that have all of a curve's
-      settings, where there are any: a seed's luck then lifts all settings alike.
+    y_BAK: values; NaN where not measured.
     level: nominal coverage of the interval of a difference.
 
   Returns:
-    (best_K, the setting's index; mean_AK, NaN for settings that a curve lacks; near_AK, whether
-    the interval of the best less the setting, paired over seeds, holds 0, or both are the best.
-    With fewer than two seeds that have both, only the best is near).
+    (best_K, the setting's index; mean_AK, see `means`; near_AK, whether the interval of the best
+    less the setting, paired over seeds, holds 0, or both are the best. With fewer than two seeds
+    that have both, only the best is near).
   """
-  known = np.isfinite(y_BAK)
-  tried_AK = known.any(0)
-  whole_BK = (known | ~tried_AK).all(1)
-  whole_BK |= ~whole_BK.any(0)
-  mean_AK, _ = mean(np.where(whole_BK[:, None], y_BAK, np.nan))
+  tried_AK, mean_AK = np.isfinite(y_BAK).any(0), means(y_BAK)
   best_K = np.where(np.isfinite(mean_AK), mean_AK, -np.inf).argmax(0)
   at_BK = np.take_along_axis(y_BAK, best_K[None, None], axis=1)[:, 0]
   behind_BAK = at_BK[:, None] - y_BAK

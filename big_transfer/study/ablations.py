@@ -1,0 +1,239 @@
+"""Which runs differ in their head's decay or learning rate alone, and what was measured of them.
+
+Such a series has at least three values of the one setting, and all else that is known is equal
+(`settings.known`), whatever sweep the runs were made for. Seeds are paired: runs of one seed see
+the same data in the same order whatever the setting.
+
+"(all)" pools series of an upstream; its seeds are those of each series. Means of pooled series
+compare only where all have the same settings, so it is of the series with the most runs and of
+those that have all its settings, at these.
+
+Shape legend: U runs, A settings, B seeds (or series and seeds), K quantities.
+"""
+import glob
+import json
+import re
+import typing
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from big_transfer.study import paired, settings, table
+
+FACTORS = ("head_decay", "head_rate")
+ALL = "(all)"
+QUANTILE = 0.5  # of margins
+
+OF_CELL = {name: table.CELL_COLUMNS[name] for name in table.CELL if name != "upstream"}
+QUANTITY_COLUMNS = {
+    "quantity": ("VARCHAR", "'us', 'ds', 'margin', 'margin_normalised', 'total_variance', "
+                            "'l2_norm'; see `evaluators.geometry`"),
+} | OF_CELL | {
+    "layer": ("VARCHAR", "of margins, variances and norms; 'body' is the sum of the norms of all "
+                         "layers but the head"),
+    "quantile": ("DOUBLE", "of margins: 0.5, the median over examples"),
+    "group": ("VARCHAR", "of norms: 'all', everything in the layer"),
+}
+
+
+# -- What was measured ----------------------------------------------------------------------------
+
+_GEOMETRY = """
+WITH measured AS (
+  SELECT run_id, step, metric, coalesce(layer, '') AS layer, quantile, "group", split, value
+  FROM rows SEMI JOIN chosen USING (run_id)
+  WHERE evaluator = 'geometry' AND isfinite(value) AND coalesce(status, 'ok') = 'ok' AND (
+    (metric IN ('margin', 'margin_normalised') AND abs(quantile - $quantile) < 1e-9)
+    OR metric = 'total_variance' OR (metric = 'l2_norm' AND "group" = 'all'))
+), last AS (
+  SELECT run_id, metric, layer, value FROM measured
+  -- One split for all runs, where several were measured: that trained on, if it is among them.
+  WHERE split IS NULL OR split = (SELECT split FROM measured WHERE split IS NOT NULL
+                                  GROUP BY split ORDER BY split <> 'train', split LIMIT 1)
+  QUALIFY step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY run_id)
+), averaged AS (
+  SELECT run_id, metric, layer, avg(value) AS value FROM last GROUP BY ALL
+)
+SELECT * FROM averaged
+UNION ALL
+SELECT run_id, metric, 'body', sum(value) FROM averaged
+WHERE metric = 'l2_norm' AND layer <> 'head' GROUP BY run_id, metric
+"""
+_DEPTH = ("stem", "block", "pre_logits", "head", "body")
+
+
+def _by_depth(quantity):
+  metric, layer = quantity
+  kind = next((i for i, name in enumerate(_DEPTH) if layer.startswith(name)), len(_DEPTH))
+  number = re.search(r"\d+$", layer)
+  return metric, kind, int(number.group()) if number else 0, layer
+
+
+def _quantities(points, rows, run_U):
+  """What was measured of some runs, at their last evaluation.
+
+  Args:
+    points: `table.Points`.
+    rows: the Parquet file of `gather.gather`.
+    run_U: the runs, rows of `points.runs`.
+
+  Returns:
+    (K dicts of `QUANTITY_COLUMNS` with upstream beside; (U, K) values, NaN where not measured).
+  """
+  place = np.full(points.runs.num_rows, -1)
+  place[run_U] = np.arange(run_U.size)
+  keys, columns = [], [np.full(run_U.size, np.nan)]
+  for view in points:
+    last = view.take(view.last & (place[view.run] >= 0))
+    keys.append(view.cell._asdict() | {"quantity": "ds"})
+    columns[0][place[last.run]] = last.us
+    columns.append(np.full(run_U.size, np.nan))
+    columns[-1][place[last.run]] = last.ds
+  keys.insert(0, {"quantity": "us"})
+  chosen = pa.table({"run_id": points.runs["run_id"].take(pa.array(run_U))})
+  with duckdb.connect() as database:
+    database.register("rows", database.read_parquet(glob.escape(str(rows))))
+    database.register("chosen", chosen)
+    found = database.execute(_GEOMETRY, {"quantile": QUANTILE}).fetchall()
+  number = {name: i for i, name in enumerate(chosen["run_id"].to_pylist())}
+  measured = {}
+  for name, metric, layer, value in found:
+    measured.setdefault((metric, layer), []).append((number[name], value))
+  for metric, layer in sorted(measured, key=_by_depth):
+    keys.append({"quantity": metric, "layer": layer,
+                 "quantile": QUANTILE if metric.startswith("margin") else None,
+                 "group": "all" if metric == "l2_norm" else None})
+    columns.append(np.full(run_U.size, np.nan))
+    places, values = zip(*measured[metric, layer])
+    columns[-1][list(places)] = values
+  return [dict.fromkeys(QUANTITY_COLUMNS) | key for key in keys], np.stack(columns, 1)
+
+
+# -- Which runs are compared ----------------------------------------------------------------------
+
+
+def _own(known, values, columns):
+  """Names in `known` of overrides that say no more than these columns do, by base config.
+
+  Such is a key of the optimiser's rules whose value is a column's in every run that sets it.
+  """
+  told = {}
+  for u, of_run in enumerate(known):
+    for name in of_run:
+      if name.startswith(f"{settings.OVERRIDE}optim.rules"):
+        same = {column for column in columns if json.loads(of_run[name]) == values[column][u]}
+        key = of_run["base"], name
+        told[key] = told.get(key, same) & same
+  return {key for key, same in told.items() if same}
+
+
+def _with_rules_apart(known):
+  """`known` with an override of all the optimiser's rules at once as one of each of its values."""
+  whole = f"{settings.OVERRIDE}optim.rules"
+  for of_run in known:
+    rules = json.loads(of_run.get(whole, "null"))
+    if isinstance(rules, list) and all(isinstance(rule, list) and len(rule) == 2
+                                       and isinstance(rule[1], dict) for rule in rules):
+      del of_run[whole]
+      for i, (pattern, of_rule) in enumerate(rules):
+        of_run |= {f"{whole}[{i}][0]": json.dumps(pattern)} | {
+            f"{whole}[{i}][1].{key}": json.dumps(value) for key, value in of_rule.items()}
+  return known
+
+
+def _all_series(points):
+  """{factor: (number of each run's series (U,), -1 for none; the texts)}."""
+  columns = (*FACTORS, "body_decay")
+  values = {name: points.of_runs(name) for name in columns}
+  known = _with_rules_apart(settings.known(points))
+  own = _own(known, values, columns)
+  found = {}
+  for factor in FACTORS:
+    others = [name for name in columns if name != factor]
+    fixed = [{name: value for name, value in of_run.items() if (of_run["base"], name) not in own}
+             | {name: None if np.isnan(values[name][u]) else values[name][u] for name in others}
+             for u, of_run in enumerate(known)]
+    found[factor] = settings.numbered(fixed, points.of_runs("upstream"), values[factor],
+                                      least=paired.LEAST)
+  return found
+
+
+class Series(typing.NamedTuple):
+  """A series, or several pooled.
+
+  Attributes:
+    line: what all lines say of it.
+    values: (A,) settings, rising.
+    y: (B, A, K) what was measured.
+    seeds: (B,) run seeds.
+    parts: (B,) which of the series that are pooled each is of.
+    body_decay: NaN where it is unknown or differs.
+  """
+  line: dict
+  values: np.ndarray
+  y: np.ndarray
+  seeds: np.ndarray
+  parts: np.ndarray
+  body_decay: float
+
+  def at(self, values_A):
+    """What was measured at these settings alone, all of them the series' own."""
+    return self.y[:, np.searchsorted(self.values, values_A)]
+
+  def distinct(self, known_BK):
+    """(K,) different run seeds among the known."""
+    return sum(known_BK[self.seeds == seed].any(0).astype(int) for seed in np.unique(self.seeds))
+
+
+def _one(line, value_U, seed_U, y_UK, body_decay):
+  """A `Series` of runs; runs of one seed and setting are averaged."""
+  values_A, at_U = np.unique(value_U, return_inverse=True)
+  seeds_B, of_U = np.unique(np.nan_to_num(seed_U, nan=-1.0), return_inverse=True)
+  shape = (seeds_B.size, values_A.size, y_UK.shape[1])
+  total, number = np.zeros(shape), np.zeros(shape)
+  np.add.at(total, (of_U, at_U), np.nan_to_num(y_UK))
+  np.add.at(number, (of_U, at_U), np.isfinite(y_UK))
+  y_BAK = np.divide(total, number, out=np.full(shape, np.nan), where=number > 0)
+  return Series(line, values_A, y_BAK, seeds_B, np.zeros(seeds_B.size, int), body_decay)
+
+
+def _pooled(upstream, factor, several):
+  """The `Series` "(all)"; see the module on which are in it."""
+  fullest = max(several, key=lambda one: np.isfinite(one.y[..., 0]).sum())
+  parts = [one for one in several if np.isin(fullest.values, one.values).all()]
+  shared = {name: parts[0].line[name] if len({one.line[name] for one in parts}) == 1 else None
+            for name in ("model", "family")}
+  decays = {one.body_decay for one in parts}
+  line = {"upstream": upstream, "factor": factor, "series": ALL} | shared | {"pooled": len(parts)}
+  return Series(line, fullest.values,
+                 np.concatenate([one.at(fullest.values) for one in parts]),
+                 np.concatenate([one.seeds for one in parts]),
+                 np.repeat(np.arange(len(parts)), [one.seeds.size for one in parts]),
+                 decays.pop() if len(decays) == 1 else np.nan)
+
+
+def find(points, rows):
+  """(dicts of quantities, the `Series` of all factors and upstreams, "(all)" after its parts)."""
+  numbers = _all_series(points)
+  run_U = np.flatnonzero(np.any([number_U >= 0 for number_U, _ in numbers.values()], axis=0))
+  if not run_U.size:
+    return [], []
+  keys, y_UK = _quantities(points, rows, run_U)
+  of = {name: points.of_runs(name)[run_U] for name in (
+      "upstream", "model", "family", "run_seed", "body_decay", *FACTORS)}
+  found = []
+  for factor, (number_U, texts) in numbers.items():
+    number_U = number_U[run_U]
+    by_upstream = {}
+    for number in np.unique(number_U[number_U >= 0]):
+      mine = np.flatnonzero(number_U == number)
+      first = {name: of[name][mine[0]] for name in ("upstream", "model", "family")}
+      text = (first["model"] if texts[number] == settings.ALL_ELSE else None) or texts[number]
+      line = {"upstream": first["upstream"], "factor": factor, "series": text,
+              "model": first["model"], "family": first["family"], "pooled": 1}
+      by_upstream.setdefault(first["upstream"], []).append(_one(
+          line, of[factor][mine], of["run_seed"][mine], y_UK[mine], of["body_decay"][mine[0]]))
+    for upstream, several in by_upstream.items():
+      found += [*several, _pooled(upstream, factor, several)]
+  return keys, found
