@@ -6,7 +6,8 @@ moved from the head to the layers below it, as margins and norms of weights tell
 of runs that differ in one of the two alone (`ablations`) is a set of curves over the setting, one
 a measured quantity. A difference between settings, or a slope over them, is taken within each seed,
 and intervals are Student's t over seeds (`paired`). Where all runs have one seed, nothing is
-decided, however many series there are.
+decided, however many series there are. Of a curve that bends, as where a high decay ends all
+learning, a slope tells little: `head_best` says whether some setting in between is better.
 
 Shape legend: A settings, B seeds (or series and seeds), K quantities.
 """

@@ -48,14 +48,17 @@ def slopes(y_BAK, x_A):
     x_A: settings, say their logarithms.
 
   Returns:
-    (B, K) slopes; NaN for a seed with fewer than three settings.
+    (B, K) slopes; NaN for a seed with fewer than three settings. Where two seeds have all settings
+    of a curve, also for those that don't: over a part of a curve that bends the slope is another.
   """
   known = np.isfinite(y_BAK)
   centre_BK, number_BK = mean(np.where(known, x_A[:, None], np.nan), 1)
   x_BAK = np.where(known, x_A[:, None] - centre_BK[:, None], 0.0)
   power_BK = np.square(x_BAK).sum(1)
+  whole_BK = (known | ~known.any(0)).all(1)
+  used_BK = (number_BK >= LEAST) & (whole_BK | (whole_BK.sum(0) < 2))
   return np.divide((x_BAK * np.where(known, y_BAK, 0.0)).sum(1), power_BK,
-                   out=np.full(power_BK.shape, np.nan), where=number_BK >= LEAST)
+                   out=np.full(power_BK.shape, np.nan), where=used_BK)
 
 
 def means(y_BAK):

@@ -205,10 +205,15 @@ def test_seeds_that_lack_a_setting(tmp_path):
   _ablation(tmp_path, _decays(0.1, 1.0, 10.0), rules=_rules, seeds=(0, 1))
   _ablation(tmp_path, _decays(0.1, 1.0), rules=_rules, seeds=(2,), first=20, us=0.9)
   _ablation(tmp_path, _decays(0.1, 1.0, 3.0), rules=_rules, seeds=(3,), first=30, us=0.5)
-  line = _one(_tables(tmp_path)["head_effects"], quantity="us", series="ViT")
-  # Seeds 0, 1 and 3 have three settings each, for a slope; 0 and 1 the two ends.
+  found = _tables(tmp_path)
+  line = _one(found["head_effects"], quantity="us", series="ViT")
+  # No seed has all four settings. Seeds 0, 1 and 3 have three, for a slope; 0 and 1 the two ends.
   assert (line["seeds"], line["settings"]) == (3, 4) and line["change"] == pytest.approx(0.04)
   assert line["change_high"] - line["change_low"] < 1e-9
+  # Seed 2, the luckiest by far, lifts none of the settings that it has above the others.
+  curve = [row["mean"] for row in found["head_curves"]
+           if row["quantity"] == "us" and row["series"] == "ViT"]
+  assert curve == sorted(curve) and len(curve) == 4
 
 
 def test_a_level_out_of_range_is_an_error(tmp_path):

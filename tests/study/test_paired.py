@@ -19,11 +19,13 @@ def _draws(seeds, curves=4000, *, truth=SLOPE * X_A, wobble=0.003, seed=0):
 
 def test_intervals_and_slopes_are_those_of_scipy():
   y_BAK = _draws(4, 5)
-  y_BAK[2, 3:, 0] = np.nan  # a seed with three settings
-  y_BAK[3, 2:, 0] = np.nan  # and one with two, which has no slope
+  y_BAK[:3, 3:, 0] = np.nan  # seeds with three settings: only one has all
+  y_BAK[3, 3:6, 0] = np.nan
+  y_BAK[2, 2:, 0] = np.nan  # and one with two, which has no slope
   slope_BK = paired.slopes(y_BAK, X_A)
+  slope_BK[[2, 3], 0] = slope_BK[[3, 2], 0]  # for what follows, the one without is the last
   assert np.isnan(slope_BK[3, 0]) and np.isfinite(slope_BK).sum() == 19
-  assert slope_BK[2, 0] == pytest.approx(stats.linregress(X_A[:3], y_BAK[2, :3, 0]).slope)
+  assert slope_BK[1, 0] == pytest.approx(stats.linregress(X_A[:3], y_BAK[1, :3, 0]).slope)
   for k, drop in ((0, 1), (1, 0)):
     values = slope_BK[:4 - drop, k]
     centre, low, high, number = (part[k] for part in paired.interval(slope_BK, 0.8))
@@ -43,6 +45,16 @@ def test_intervals_hold_what_was_planted_at_the_nominal_rate(seeds):
                                                              SLOPE * 3.0)):
     _, low, high, _ = paired.interval(values, 0.9)
     assert np.mean((low <= truth) & (truth <= high)) == pytest.approx(0.9, abs=0.02)
+
+
+def test_slopes_over_a_part_of_the_curve_count_where_few_seeds_have_the_whole():
+  bent_A = np.minimum(0.0, 0.5 - X_A)  # flat, then falling
+  y_BAK = np.repeat(bent_A[None, :, None], 3, 0)
+  y_BAK[2, 4:] = np.nan
+  whole = stats.linregress(X_A, bent_A).slope
+  slope_B = paired.slopes(y_BAK, X_A)[:, 0]
+  assert slope_B[:2] == pytest.approx([whole, whole]) and np.isnan(slope_B[2])
+  assert paired.slopes(y_BAK[1:], X_A)[1, 0] == pytest.approx(0.0)
 
 
 def test_luck_that_a_seed_brings_to_all_settings_costs_nothing():
