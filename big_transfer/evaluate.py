@@ -250,10 +250,17 @@ def _is_done(job):
 
 def _prepare(job, stop_check):
   """Builds the evaluators and reads the parameters."""
-  s = job.settings
+  s, outputs = job.settings, job.origin.classes
+  net = program_lib.network(model=s.model, classes=outputs, image_size=s.image_size)
+  mesh = sharding.make_mesh(s.mesh)
+  everywhere = sharding.replicated(mesh)
+  params = job.origin.placed(jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), net.shapes))
+  if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+    raise ValueError("the parameters hold infinities or NaN: their training diverged, and nothing "
+                     "measured of them would mean anything; take an earlier --step")
   data = upstream_lib.open_data(s)
   classes = data.train.num_classes
-  outputs = job.origin.classes or classes
   trained_on = (job.origin.run.get("upstream") or {}).get("name", data.name)
   for name, section in s.evals.items():
     if section.get("kind") not in OF_UPSTREAM_CLASSES:
@@ -266,14 +273,6 @@ def _prepare(job, stop_check):
     if trained_on != data.name:
       print(f"note: the head was trained on '{trained_on}'; {name} compares its logits with the "
             f"labels of '{data.name}'", flush=True)
-  net = program_lib.network(model=s.model, classes=outputs, image_size=s.image_size)
-  mesh = sharding.make_mesh(s.mesh)
-  everywhere = sharding.replicated(mesh)
-  params = job.origin.params(jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), net.shapes))
-  if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
-    raise ValueError("the parameters hold infinities or NaN: their training diverged, and nothing "
-                     "measured of them would mean anything; take an earlier --step")
   context = evaluators.Context(
       apply=net.apply, put=lambda batch: sharding.put_batch(batch, mesh), check=stop_check,
       prepare=data.prepare, batch_size=s.eval_batch_size,
@@ -281,14 +280,14 @@ def _prepare(job, stop_check):
                                    objectives.LOSSES[s.loss]))
   always = {name: {**section, "every": 1} for name, section in s.evals.items()}
   return (evaluators.build(always, context, configuring.build), params,
-          _facts(job, data, net, outputs))
+          _facts(job, data, net))
 
 
-def _facts(job, data, net, outputs):
+def _facts(job, data, net):
   """The fields of run.json that are known before anything is measured."""
   s, origin, run = job.settings, job.origin, job.origin.run
   # Of a published model, what the config calls upstream is all that is known.
-  upstream = {**(run.get("upstream") or {"name": data.name, "classes": outputs}),
+  upstream = {**(run.get("upstream") or {"name": data.name, "classes": origin.classes}),
               "test_examples": len(data.test)}
   seen, examples = _examples(origin), upstream.get("train_examples")
   return dict(

@@ -156,6 +156,9 @@ def test_published_parameters_are_measured_as_the_run_was(trained, tmp_path, nam
   np.savez(path, **{name("head/kernel"): np.zeros((16, 4))})
   with pytest.raises(ValueError, match=r"is of another model[^$]*- embedding/bias float32\[16\]"):
     evaluate_lib.evaluate(config=toy.config(), init=path, out=tmp_path / "out2")
+  np.savez(path, **{name("embedding/bias"): np.zeros(4)})
+  with pytest.raises(ValueError, match="has no parameter head/kernel.*it has embedding/bias$"):
+    evaluate_lib.evaluate(config=toy.config(), init=path, out=tmp_path / "out2")
   assert not (tmp_path / "out2").exists()
 
 

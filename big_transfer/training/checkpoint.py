@@ -6,8 +6,8 @@ is good when its manifest is there and all its files hash as it says: Orbax alon
 flipped bit without a word. Restoring takes the newest good one; those found bad are moved to
 `checkpoints.bad/`, never deleted. No code is ever executed by loading (no pickle).
 
-`Checkpoints` belongs to the process that trains. Others read by `find`, which changes nothing in
-the folder, whoever may be writing there.
+`Checkpoints` belongs to the process that trains. Others use `read`, which changes nothing in the
+folder, whoever may be writing there.
 """
 import hashlib
 import json
@@ -18,6 +18,7 @@ import shutil
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from big_transfer import trees
@@ -137,9 +138,7 @@ class Checkpoints:
     meta = self._manager.restore(
         step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     tree = _as_dict(like)
-    if meta.get("format") != FORMAT:
-      raise CheckpointError(f"checkpoint {step} in {self._folder} has format "
-                            f"{meta.get('format')}: this version reads {FORMAT}")
+    _check_format(meta, step, self._folder)
     check_shapes(trees.shapes(tree), meta["shapes"],
                  f"checkpoint {step} in {self._folder} is of another model or optimiser",
                  "Use the config it was made with, or another workdir")
@@ -168,72 +167,44 @@ class Checkpoints:
     return target
 
 
-class Found(NamedTuple):
-  """A good checkpoint, for its parameters to be read; see `find`.
-
-  Attributes:
-    folder: the checkpoint's.
-    step: of the run.
-    shapes: of its parameters, `{name: "float32[3,4]"}`.
-  """
-  folder: pathlib.Path
+class Saved(NamedTuple):
+  """The parameters of a checkpoint: the run's step and a nested dict of NumPy arrays."""
   step: int
-  shapes: dict[str, str]
-
-  def params(self, like):
-    """Reads the parameters.
-
-    Args:
-      like: nested dict of `jax.ShapeDtypeStruct` with shardings, where each is to go.
-
-    Raises:
-      CheckpointError: they are of another model (the names that differ are listed), or can't be
-        read.
-    """
-    check_shapes(trees.shapes(like), self.shapes, f"{self.folder} is of another model",
-                 "Use the config it was made with")
-    tree = {"params": like}
-    try:
-      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(self.folder / "state", args=ocp.args.PyTreeRestore(
-            item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-            partial_restore=True))["params"]
-    except Exception as e:  # Orbax raises many kinds
-      raise CheckpointError(
-          f"{self.folder} can't be read ({type(e).__name__}: {e}). If its run is training, it has "
-          "newer ones by now: start the same command again") from e
+  params: dict
 
 
-def find(folder, step=None):
-  """Finds a good checkpoint of a run, and leaves the folder as it is.
+def read(folder, step=None):
+  """Reads the parameters of a good checkpoint of a run, and leaves the folder as it is.
 
   Args:
-    folder: where they lie, `WORKDIR/checkpoints`.
-    step: which; None for the newest that is good.
+    folder: where the checkpoints lie, `WORKDIR/checkpoints`. Their run may be training.
+    step: of which; None for the newest that is good.
 
   Returns:
-    `Found`. Those passed over are warned of.
+    `Saved`. Damaged ones that were passed over are warned of.
 
   Raises:
     CheckpointError: there is none, none of that step, or that one isn't good.
   """
   folder = pathlib.Path(folder).absolute()
   reasons = {}
-  # Listed again each time: a run that trains meanwhile may have put a newer one in its place.
-  while steps := [s for s in _steps(folder) if s not in reasons]:
-    if step is not None and step not in steps:
-      break
-    candidate = steps[-1] if step is None else step
-    path = folder / str(candidate)
+  # Listed again each time: a run that trains puts newer ones in their place while this one reads.
+  while steps := [s for s in _steps(folder) if s not in reasons and step in (None, s)]:
+    path = folder / str(steps[-1])
     reason = _fault(path)
     if reason is None:
       try:
-        return Found(path, candidate, _param_shapes(path))
-      except CheckpointError as e:
-        reason = str(e)
-    reasons[candidate] = f"checkpoint {candidate} {reason}"
-    if step is None:
-      logging.warning("%s in %s; one before it is looked for", reasons[candidate], folder)
+        return Saved(steps[-1], _params(path))
+      except CheckpointError:
+        raise
+      except Exception as e:  # Orbax raises many kinds for a folder that it can't read
+        reason = f"can't be read ({type(e).__name__}: {e})"
+    if not path.is_dir():
+      reason = "was removed meanwhile"
+    elif step is None:
+      logging.warning("checkpoint %d %s in %s; the one before is looked for", steps[-1], reason,
+                      folder)
+    reasons[steps[-1]] = f"checkpoint {steps[-1]} {reason}"
   bad = "; ".join(reasons.values())
   if step is None:
     raise CheckpointError(
@@ -245,18 +216,23 @@ def find(folder, step=None):
       f": expected one of {', '.join(map(str, others)) or 'none, since there are no others'}")
 
 
-def _param_shapes(folder):
-  try:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-      meta = reader.restore(folder / "meta")
-    saved = meta["shapes"]
-  except Exception as e:  # Orbax raises many kinds
-    raise CheckpointError(f"can't be read ({type(e).__name__}: {e})") from e
-  if meta["format"] != FORMAT:
-    raise CheckpointError(f"has format {meta['format']}: this version reads {FORMAT}")
-  prefix = "params/"
-  return {name.removeprefix(prefix): shape for name, shape in saved.items()
-          if name.startswith(prefix)}
+def _params(folder):
+  """The parameters of a checkpoint's folder, nested, as NumPy arrays."""
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    meta = reader.restore(folder / "meta")
+  _check_format(meta, folder.name, folder.parent)
+  names = [name for name in meta["shapes"] if name.startswith("params/")]
+  like = trees.unflatten({name: 0.0 for name in names})
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return reader.restore(folder / "state", args=ocp.args.PyTreeRestore(
+        item=like, restore_args=as_numpy, partial_restore=True))["params"]
+
+
+def _check_format(meta, step, folder):
+  if meta.get("format") != FORMAT:
+    raise CheckpointError(f"checkpoint {step} in {folder} has format {meta.get('format')}: this "
+                          f"version reads {FORMAT}")
 
 
 def check_shapes(expected, found, what, fix):

@@ -2,7 +2,7 @@
 import hashlib
 import os
 import pathlib
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,23 +13,41 @@ from big_transfer.training import checkpoint
 
 
 class Origin(NamedTuple):
-  """Where parameters come from.
+  """Parameters and where they come from.
 
   Attributes:
-    identity: of the run they are from, or the content's sha256.
+    params: nested dict of NumPy arrays.
+    identity: of the run they are from, or the file's sha256.
     step: of the run; 0 where nothing is known of the training.
-    classes: outputs of their head; None if they have none.
     config: of the run, plain; None for a file.
     run: the content of its run.json; empty for a file.
-    params: `params(like) -> nested dict`, where `like` are shapes with shardings; raises
-      ValueError, with the names that differ, if they are of another model.
+    where: for messages.
   """
+  params: dict
   identity: str
   step: int
-  classes: int | None
   config: dict[str, Any] | None
   run: dict[str, Any]
-  params: Callable
+  where: str
+
+  @property
+  def classes(self) -> int:
+    """Outputs of the head."""
+    return self.params["head"]["kernel"].shape[-1]
+
+  def placed(self, like: dict) -> dict:
+    """The parameters on their devices.
+
+    Args:
+      like: nested dict of `jax.ShapeDtypeStruct` with shardings.
+
+    Raises:
+      CheckpointError: they are of another model; the names that differ are listed.
+    """
+    checkpoint.check_shapes(
+        trees.shapes(like), trees.shapes(self.params), f"{self.where} is of another model",
+        "Set config.model and config.image_size to those it was trained with")
+    return jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), self.params, like)
 
 
 def of_run(folder: str | os.PathLike, step: int | None = None) -> Origin:
@@ -40,27 +58,23 @@ def of_run(folder: str | os.PathLike, step: int | None = None) -> Origin:
   """
   folder = pathlib.Path(folder).expanduser()
   check_run(folder)
-  run = records.read_run(folder)
-  found = checkpoint.find(folder / "checkpoints", step)
-  return Origin(identity=str(run.get("id")), step=found.step, classes=_outputs(found.shapes),
-                config=records.read_config(folder), run=run, params=found.params)
+  run, config = records.read_run(folder), records.read_config(folder)
+  saved = checkpoint.read(folder / "checkpoints", step)
+  return Origin(saved.params, str(run.get("id")), saved.step, config, run,
+                f"checkpoint {saved.step} of '{folder}'")
 
 
 def of_file(path: str | os.PathLike) -> Origin:
   """The parameters of an `.npz`, see `models.published`; raises ValueError as that does."""
   path = pathlib.Path(path).expanduser()
-  tree = published.load(path)
+  params = published.load(path)
+  names = list(trees.flatten(params))
+  if "head/kernel" not in names:
+    raise ValueError(f"'{path}' has no parameter head/kernel, the last layer of each of our models; "
+                     f"it has {', '.join(names[:4])}{', …' if len(names) > 4 else ''}")
   with open(path, "rb") as file:
     identity = hashlib.file_digest(file, "sha256").hexdigest()
-  found = trees.shapes(tree)
-
-  def params(like):
-    checkpoint.check_shapes(
-        trees.shapes(like), found, f"'{path}' is of another model",
-        "Set config.model and config.image_size to those it was trained with")
-    return jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), tree, like)
-
-  return Origin(identity, 0, _outputs(found), None, {}, params)
+  return Origin(params, identity, 0, None, {}, f"'{path}'")
 
 
 def check_run(folder: pathlib.Path) -> None:
@@ -73,10 +87,3 @@ def check_run(folder: pathlib.Path) -> None:
   raise ValueError(f"no run in '{folder}': " + (
       f"it lacks {lacking[0]}, which a training leaves{hint}" if folder.is_dir() else
       "there is no such folder; expected one that a training left"))
-
-
-def _outputs(shapes):
-  """The head's width, of `trees.shapes`."""
-  if "head/kernel" not in shapes:
-    return None
-  return int(shapes["head/kernel"].rstrip("]").replace("[", ",").split(",")[-1])
