@@ -12,7 +12,6 @@ import operator
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from big_transfer.data import pipeline
@@ -205,15 +204,15 @@ class FewShot:
     widths = collections.defaultdict(list)
     for layer, x_PD in train.items():
       widths[x_PD.shape[1]].append(layer)
-    labels, l2_L = np.asarray(probe.test.labels), jnp.asarray(self._l2, jnp.float32)
+    labels = np.asarray(probe.test.labels)
     for layers in widths.values():
-      train_KPD = np.stack([train[layer] for layer in layers])
-      test_KMD = jnp.stack([test[layer] for layer in layers])  # on the device for all shots
+      train_KPD, test_KMD = (jax.device_put(np.stack([features[layer] for layer in layers]))
+                             for features in (train, test))  # once for all shots
       for shots in self._shots:
         self._context.check()
         index_SN = probe.indices(shots)
         counts_KSL = np.asarray(ridge.correct(
-            train_KPD, probe.labels, index_SN, test_KMD, labels, l2_L, classes=probe.classes))
+            train_KPD, probe.labels, index_SN, test_KMD, labels, self._l2, classes=probe.classes))
         correct |= {(layer, shots): counts_SL for layer, counts_SL in zip(layers, counts_KSL)}
     return correct
 

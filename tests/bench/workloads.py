@@ -169,11 +169,11 @@ def _ridge_beside(theirs):
   y_N, y_M = np.repeat(np.arange(CLASSES), 25), rng.integers(0, CLASSES, 10_000)
   means = rng.normal(size=(CLASSES, 64)).astype(np.float32)
   x_ND, x_MD = (means[y] + rng.normal(size=(len(y), 64)).astype(np.float32) for y in (y_N, y_M))
-  l2 = jnp.asarray([1024.0], jnp.float32)
 
   def our():
+    draw = np.arange(len(y_N))[None]
     return int(evaluators.fewshot.ridge.correct(
-        x_ND[None], y_N, np.arange(len(y_N))[None], x_MD[None], y_M, l2, classes=CLASSES).sum())
+        x_ND[None], y_N, draw, x_MD[None], y_M, (1024.0,), classes=CLASSES).sum())
 
   def their():
     cache = theirs._precompute_cache(x_ND, y_N, CLASSES)
