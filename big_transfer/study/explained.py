@@ -59,7 +59,8 @@ def _correlated(pairs, words):
   if len(pairs) < ranks.MIN_RUNS or any(len(set(side)) < 2 for side in zip(*pairs)):
     return ""
   found = stats.spearmanr(*zip(*pairs))
-  return (f" {words}: Spearman's correlation {found.statistic:+.2f} over {_tasks(len(pairs))} "
+  correlation = f"{found.statistic:+.2f}".replace("-", "−")
+  return (f" {words}: Spearman's correlation {correlation} over {_tasks(len(pairs))} "
           f"(p = {found.pvalue:.2g}).")
 
 
@@ -110,6 +111,10 @@ def overlay(tables, upstream, shots):
              f"({_name(gains[0])}) to {100 * gains[-1]['last_layer_gain']:.1f} "
              f"({_name(gains[-1])}) points; picked as the best of several, it is above by luck "
              "alone, too")
+  if any(line["status"] == "one seed" for name in runs for line in layers.lines_of(
+      tables.get("best_layers"), ["status"], run_id=name, upstream=upstream, shots=shots)):
+    text += (". Where a task has one probe seed the earliest is the best layer itself, and what is "
+             "chance isn't known")
   pairs = [(line["correlation"], line["earliest_depth_share"]) for line in lines
            if line["correlation"] is not None]
   return text + "." + _correlated(
@@ -204,8 +209,8 @@ def head_accuracy(factor, tables, upstream, shots):
                                     for line in (ends[0], ends[-1]))) + ".")
   every = [line for line in pooled if line["quantity"] == "ds"]
   if _without_seeds(pooled):
-    return " ".join(said + ["With one run seed a setting chance can't be told from effect, so "
-                            "every part of the paper's claim is undecided here."])
+    return " ".join(said + ["With one run seed a setting and series chance can't be told from "
+                            "effect, so every part of the paper's claim is undecided here."])
   if len(every) > len(tasks):
     counts = collections.Counter(line["verdict"] or "undecided" for line in every)
     said.append(f"Of all {len(every)} tasks × numbers of shots, {_counted(counts)}.")
@@ -268,9 +273,11 @@ def head_best(factor, tables, upstream, shots):
   if gains:
     sure = sum(line["gain_low"] is not None and line["gain_low"] > 0 for line in tasks)
     text += (f" Where it isn't the neutral setting, {_some(_neutral_words(tasks))}, a task's best "
-             f"gains {100 * gains[0]:.1f} to {100 * gains[-1]:.1f} points over that, with an "
-             f"interval above 0 for {sure} of {len(gains)}; picked as the best, it gains by luck "
-             "alone, too.")
+             f"gains {100 * gains[0]:.1f} to {100 * gains[-1]:.1f} points over that, "
+             + (f"with an interval above 0 for {sure} of {len(gains)}" if any(
+                 line["gain_low"] is not None for line in tasks)
+                else "with one run seed and so no interval")
+             + "; picked as the best, it gains by luck alone, too.")
   return text + _correlated(
       [(line["correlation"], line["best"]) for line in tasks if line["correlation"] is not None],
       "The best setting against the task's correlation with upstream accuracy")

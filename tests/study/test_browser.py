@@ -137,3 +137,33 @@ def test_a_narrow_page_has_nothing_beside_it(study):
     1500));"""
   answers, _ = driven(page, script, folder, size="500,900")
   assert answers["width"] <= 520 and answers["page"] <= answers["width"]
+
+
+def test_layers_are_drawn_on_all_axes_and_effects_without_shots_stay(study):
+  _, page, folder = study
+  script = """window.addEventListener("load", async () => {
+    const found = {axes: {}}, room = document.querySelector("#layers .panel > div");
+    const choose = (id, value) => {
+      document.getElementById(id).value = value;
+      document.getElementById(id).dispatchEvent(new Event("change"));
+    };
+    room.scrollIntoView();
+    while (!room.dataset.drawn) await new Promise(resolve => setTimeout(resolve, 10));
+    for (const name of ["linear", "log", "logit"]) {
+      choose("axes", name);
+      await room.plot.draw();
+      found.axes[name] = room.plot.view.data("layers").map(({ds, y}) => [ds, y]);
+    }
+    const lines = () => [...document.querySelectorAll(
+      '[data-table="accuracy_effects"] tbody tr')].map(row => row.children[5].textContent);
+    found.ten = lines();
+    choose("shots", "1");
+    found.one = lines();
+    console.log("FOUND " + JSON.stringify(found) + " END"); });"""
+  answers, console = driven(page, script, folder)
+  assert console == []
+  for name, pairs in answers["axes"].items():
+    ds, places = np.array(pairs).T
+    assert len(ds) == sum(blocks + 2 for blocks in planted_explanation.BLOCKS.values())
+    np.testing.assert_allclose(places, style.AXES[name].forward(ds), atol=1e-9)
+  assert set(answers["ten"]) == {"", "10"} and set(answers["one"]) == {"", "1"}

@@ -299,6 +299,14 @@ def test_a_claim_holds_no_further_than_its_intervals(verdicts, words):
   assert explained._outcome(verdicts, 1) == words
 
 
+def test_with_one_probe_seed_the_earliest_layer_is_called_the_best(study):
+  best = [line | {"status": "one seed"} for line in study[1]["best_layers"]]
+  words = "one probe seed the earliest is the best layer itself"
+  assert words not in explained.overlay(study[1], "fractals", 10)
+  for lines in (best, pa.Table.from_pylist(best)):
+    assert words in explained.overlay(study[1] | {"best_layers": lines}, "fractals", 10)
+
+
 def test_with_one_run_seed_nothing_is_claimed(alone):
   texts = said(alone)
   for factor in head.FACTORS:

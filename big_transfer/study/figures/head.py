@@ -4,6 +4,7 @@ What is drawn are series of runs that differ in one setting of the head alone, `
 their seeds. As in `trends`, without `upstream` and `shots` the rows of a specification hold all.
 """
 import altair
+import numpy as np
 
 from big_transfer.study.figures import scatter, style
 
@@ -17,6 +18,8 @@ _MARGINS = {"margin": "margin", "margin_normalised": "normalised margin"}
 _PARTS = {"head": "head", "body": "body, sum over layers"}
 _PARTS_OF = {"head": "#D55E00", "body, sum over layers": "#0072B2"}
 _FEW_TICKS, _FEW_SHADES = 6, 10  # settings with a label: of more every second or so, or all
+_CHARACTER, _LINE = 5.6, 12  # pixels of a label's letter, on average, and of its height
+_WIDTH, _HEIGHTS = 430, (230, 620)  # pixels of a panel of `head_best`
 _ERROR_WORDS = "± standard error"
 
 
@@ -56,8 +59,9 @@ class _Setting:
   def __init__(self, values, factor):
     self.values = sorted(set(values))
     self.title = FACTORS[factor]
-    lowest = min((value for value in self.values if value > 0), default=1.0)
-    self.zero = lowest / 3.0
+    above = [value for value in self.values if value > 0] or [1.0]
+    lowest = above[0]
+    self.zero = lowest * (lowest / above[1] if len(above) > 1 else 0.3)  # one step down
     self.label = f"datum.value < {0.9 * lowest:g} ? '0' : format(datum.value, '~g')"
 
   def _ticks(self, few):
@@ -66,6 +70,13 @@ class _Setting:
 
   def place(self, value):
     return value if value > 0 else self.zero
+
+  def height(self, lines):
+    """Pixels that leave room for so many lines of text between settings, within reason."""
+    places = np.log10([self.place(value) for value in self.values])
+    if places.size < 2:
+      return _HEIGHTS[0]
+    return float(np.clip(_LINE * lines * np.ptp(places) / np.diff(places).min(), *_HEIGHTS))
 
   def x(self):
     return altair.X("place:Q", title=self.title,
@@ -161,8 +172,6 @@ def _words(factor):
   return FACTORS[factor].split(",")[0]
 
 
-_CHARACTER = 5.6  # pixels of a label's letter, on average
-_WIDTH, _LINE = 430, 12  # pixels of a panel of `head_best`, and of a label's height
 
 
 def _lifted(rows, low, high):
@@ -178,18 +187,8 @@ def _lifted(rows, low, high):
   return rows
 
 
-def head_best(tables, factor, *, upstream=None, shots=style.EVERY):
-  """Each task's best setting of the head against how upstream accuracy ranks the task's runs.
-
-  Args:
-    tables: with `head_best`.
-    factor: "head_decay" or "head_rate".
-    upstream: the upstream dataset to show; None: all, a panel each.
-    shots: the number of shots to show.
-
-  Returns:
-    A Vega-Lite specification, or None without tasks that have both.
-  """
+def _best_rows(tables, factor, upstream, shots):
+  """(rows of `head_best`, their `_Setting`, the ends of the axis of correlations), or None."""
   of_upstream, lines = {}, []
   for line in tables.get("head_best", ()):
     if line["factor"] != factor or line["best"] is None or upstream not in (
@@ -206,21 +205,18 @@ def head_best(tables, factor, *, upstream=None, shots=style.EVERY):
   lines = [line for line in lines if line["series"] in drawn[line["upstream"]]]
   if not lines:
     return None
-  base = list(of_upstream.values())
-  setting = _Setting([value for line in lines + base
+  setting = _Setting([value for line in lines + list(of_upstream.values())
                       for value in (line["best"], line["best_low"], line["best_high"])
                       if value is not None], factor)
-  low = min(0.0, min(line["correlation"] for line in lines)) - 0.12
-  high = 1.12
+  ends = min(0.0, min(line["correlation"] for line in lines)) - 0.12, 1.12
   groups = {}
   for line in lines:
     mine = of_upstream.get((line["upstream"], line["series"]))
     row = {"panel": "all series" if line["series"] == ALL else line["series"],
            "upstream": line["upstream"] or "upstream", "shots": line["shots"],
-           "label": style.cell_name(scatter.cell_of(line)), "correlation": line["correlation"],
-           "best": line["best"], "gain": line["gain"], "gain_low": line["gain_low"],
-           "gain_high": line["gain_high"],
-           "upstream_best": mine and mine["best"]}
+           "label": style.cell_name(scatter.cell_of(line)), "upstream_best": mine and mine["best"],
+           **{name: line[name] for name in ("correlation", "best", "gain", "gain_low",
+                                            "gain_high")}}
     for name, source in (("best", line), ("upstream_best", mine)):
       for end in ("", "_low", "_high"):
         value = source and source[f"best{end}"]
@@ -228,7 +224,25 @@ def head_best(tables, factor, *, upstream=None, shots=style.EVERY):
           value = source["best"]  # an unknown range has a bar without length
         row[f"{name}{end}_place"] = None if value is None else setting.place(value)
     groups.setdefault((row["upstream"], row["shots"], row["panel"]), []).append(row)
-  rows = [row for group in groups.values() for row in _lifted(group, low, high)]
+  return [row for group in groups.values() for row in _lifted(group, *ends)], setting, ends
+
+
+def head_best(tables, factor, *, upstream=None, shots=style.EVERY):
+  """Each task's best setting of the head against how upstream accuracy ranks the task's runs.
+
+  Args:
+    tables: with `head_best`, and `head_curves` for the series.
+    factor: "head_decay" or "head_rate".
+    upstream: the upstream dataset to show; None: all, a panel each.
+    shots: the number of shots to show.
+
+  Returns:
+    A Vega-Lite specification, or None without tasks that have both.
+  """
+  made = _best_rows(tables, factor, upstream, shots)
+  if made is None:
+    return None
+  rows, setting, (low, high) = made
   x = altair.X("correlation:Q", scale=altair.Scale(domain=[low, high], nice=False),
                axis=altair.Axis(format=".1f", tickCount=6, grid=False,
                                 values=[v / 5 for v in range(-5, 6) if low <= v / 5 <= 1]),
@@ -254,7 +268,7 @@ def head_best(tables, factor, *, upstream=None, shots=style.EVERY):
       *(altair.Chart().mark_text(fontSize=10, dy=altair.expr(f"-11 - {_LINE} * datum.lift"),
                                  **look).encode(x=x, y=y, text="label:N")
         for look in ({"stroke": "white", "strokeWidth": 3}, {"color": "#222"}))
-  ).properties(width=_WIDTH, height=230)
+  ).properties(width=_WIDTH, height=setting.height(max(row["lift"] for row in rows) + 2))
   return style.faceted(
       chart, rows, columns=2, order=sorted({row["panel"] for row in rows},
                                            key=lambda name: (name != "all series", name)),
