@@ -101,9 +101,9 @@ SECTIONS = (
     Section("layers", "Where in the layers", (
         Part("panels", "layers", "Pale circles: all runs, downstream against upstream accuracy "
              "(top axis). Triangles, joined by a line: the accuracy of probes of each layer, from "
-             "the stem to pre_logits, which the head sees (bottom axis, relative depth), of one run "
-             "a family, that best upstream. The large one is the earliest layer whose shortfall from "
-             "the best is within what the probes' seeds explain.", "layer_overlay"),
+             "the stem to pre_logits, which the head sees (bottom axis, relative depth), of one "
+             "run a family, that best upstream. The large one is the earliest layer whose "
+             "shortfall from the best is within what the probes' seeds explain.", "layer_overlay"),
         Part("figure", "layer_curves", "Accuracy by relative depth less that of pre_logits, mean "
              "over a family's runs, with the range of 10 to 90 % of them. Above 0, a layer is "
              "worth more to a linear probe than what the head sees.", "layer_curves"),
