@@ -1,8 +1,8 @@
 """Which runs differ in their head's decay or learning rate alone, and what was measured of them.
 
-Such a series has at least three values of the one setting, and all else that is known is equal
-(`settings.known`), whatever sweep the runs were made for. Seeds are paired: runs of one seed see
-the same data in the same order whatever the setting.
+Such a series has at least three values of the one setting, and all else in the runs' configs is
+equal (`recipe`, the body's decay, the head's other setting), whatever sweeps they were made for.
+Seeds are paired: runs of one seed see the same data in the same order whatever the setting.
 
 "(all)" pools series of an upstream; its seeds are those of each series. Means of pooled series
 compare only where all have the same settings, so it is of the series with the most runs and of
@@ -113,49 +113,22 @@ def _quantities(points, rows, run_U):
 # -- Which runs are compared ----------------------------------------------------------------------
 
 
-def _own(known, values, columns):
-  """Names in `known` of overrides that say no more than these columns do, by base config.
-
-  Such is a key of the optimiser's rules whose value is a column's in every run that sets it.
-  """
-  told = {}
-  for u, of_run in enumerate(known):
-    for name in of_run:
-      if name.startswith(f"{settings.OVERRIDE}optim.rules"):
-        same = {column for column in columns if json.loads(of_run[name]) == values[column][u]}
-        key = of_run["base"], name
-        told[key] = told.get(key, same) & same
-  return {key for key, same in told.items() if same}
-
-
-def _with_rules_apart(known):
-  """`known` with an override of all the optimiser's rules at once as one of each of its values."""
-  whole = f"{settings.OVERRIDE}optim.rules"
-  for of_run in known:
-    rules = json.loads(of_run.get(whole, "null"))
-    if isinstance(rules, list) and all(isinstance(rule, list) and len(rule) == 2
-                                       and isinstance(rule[1], dict) for rule in rules):
-      del of_run[whole]
-      for i, (pattern, of_rule) in enumerate(rules):
-        of_run |= {f"{whole}[{i}][0]": json.dumps(pattern)} | {
-            f"{whole}[{i}][1].{key}": json.dumps(value) for key, value in of_rule.items()}
-  return known
-
-
 def _all_series(points):
   """{factor: (number of each run's series (U,), -1 for none; the texts)}."""
   columns = (*FACTORS, "body_decay")
   values = {name: points.of_runs(name) for name in columns}
-  known = _with_rules_apart(settings.known(points))
-  own = _own(known, values, columns)
+  recipes = points.of_runs("recipe")
+  rules = settings.OVERRIDE + "optim.rules"
+  said = [{name: value for name, value in of_run.items()
+           if name != "base" and not name.startswith(rules)} for of_run in settings.known(points)]
   found = {}
   for factor in FACTORS:
-    others = [name for name in columns if name != factor]
-    fixed = [{name: value for name, value in of_run.items() if (of_run["base"], name) not in own}
-             | {name: None if np.isnan(values[name][u]) else values[name][u] for name in others}
-             for u, of_run in enumerate(known)]
-    found[factor] = settings.numbered(fixed, points.of_runs("upstream"), values[factor],
-                                      least=paired.LEAST)
+    others = [{name: None if np.isnan(values[name][u]) else values[name][u]
+               for name in columns if name != factor} for u in range(len(said))]
+    found[factor] = settings.numbered(
+        [of_run | other for of_run, other in zip(said, others)], points.of_runs("upstream"),
+        values[factor], least=paired.LEAST,
+        same=[(recipe, *other.values()) for recipe, other in zip(recipes, others)])
   return found
 
 

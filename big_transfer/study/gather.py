@@ -17,6 +17,7 @@ import warnings
 import duckdb
 import pyarrow as pa
 
+from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.study import table
 
@@ -123,6 +124,32 @@ def head_settings(rules):
           "body_decay": body_decay}
 
 
+def recipe(config):
+  """A hash of what a config says of training, but for the seed and what `head_settings` tells.
+
+  Two runs of one recipe, one decay of the body and one rate of the head differ in the head's decay
+  and in luck, whatever the configs they were written as.
+
+  Args:
+    config: as a run recorded it.
+
+  Returns:
+    12 hexadecimal digits, None where the rules are none of our optimiser.
+  """
+  rules = (config.get("optim") or {}).get("rules")
+  if head_settings(rules)["head_decay"] is None:
+    return None
+  rules = [[pattern, {"lr": 1.0, "wd": 0.0} | of_rule] for pattern, of_rule in rules]
+  head = next(of_rule for pattern, of_rule in rules if re.fullmatch(pattern, "head/kernel"))
+  body = rules[-1][1]
+  del body["wd"]
+  if head is not body:
+    del head["lr"], head["wd"]
+  fixed = config | {"optim": config["optim"] | {"rules": rules}}
+  return configuring.identity("recipe", fixed, configuring.HOUSEKEEPING + (
+      "seed", "evals.*", "eval_batch_size"))
+
+
 def _epochs(run, upstream):
   seen, examples = run.get("examples_seen"), upstream.get("train_examples")
   return seen / examples if seen is not None and examples else None
@@ -141,7 +168,7 @@ def _identity(run, folder):
       "epochs": _epochs(run, upstream),
       "upstream_test_examples": upstream.get("test_examples"), "run_seed": run.get("seed"),
       "overrides": json.dumps(run.get("overrides") or {}, sort_keys=True),
-      "learning_rate": _learning_rate(run, config),
+      "learning_rate": _learning_rate(run, config), "recipe": recipe(config),
       **head_settings(optim.get("rules") if isinstance(optim, dict) else None)}
   same = ("parameters", "flops_per_example", "total_steps", "batch_size", "examples_seen",
           "config_name", "wall_seconds")
@@ -206,8 +233,8 @@ def _raise_bad_line(identities, error):
       for number, line in enumerate(file, 1):
         reason = _unparsable(line) if line.strip() else None
         if reason:
-          raise ValueError(f"{identity['source']}, line {number}: expected a row as a JSON object, but {reason}; "
-                           "correct or delete the line") from error
+          raise ValueError(f"{identity['source']}, line {number}: expected a row as a JSON object, but "
+                           f"{reason}; correct or delete the line") from error
   raise ValueError(f"{records.METRICS} files can't be read: {error}") from error
 
 
@@ -216,8 +243,10 @@ def gather(patterns, out):
 
   Args:
     patterns: globs of run folders. Matches that are no run folder are counted and left out, and
-      so are runs whose status isn't "finished" and further copies of one run id. Finished
-      evaluations in a run's folder are read with it; see `_evaluations` and `_keep_once`.
+      so are runs whose status isn't "finished" and further copies of one run id. With a run its
+      finished evaluations are read: a value that is in several of its files counts once,
+      metrics.jsonl's first; what was measured of an earlier checkpoint and never of the last is
+      left out.
     out: the Parquet file to write.
 
   Returns:

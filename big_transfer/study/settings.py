@@ -78,7 +78,7 @@ def known(points):
   return found
 
 
-def numbered(fixed, upstream_U, value_U, *, least=2):
+def numbered(fixed, upstream_U, value_U, *, least=2, same=None):
   """The series that runs form.
 
   Args:
@@ -86,15 +86,19 @@ def numbered(fixed, upstream_U, value_U, *, least=2):
     upstream_U: what they were pre-trained on.
     value_U: what differs within a series; NaN leaves a run out.
     least: different values that make a series.
+    same: what decides instead which runs are one series, a hashable a run; `fixed` then only says
+      in words what it is.
 
   Returns:
     (number of each run's series (U,), -1 for none; the series' texts: what is held fixed, as far
     as it differs between the series of an upstream).
   """
   members = collections.defaultdict(list)
-  for u, shared in enumerate(fixed):
+  if same is None:
+    same = [tuple(sorted(shared.items(), key=str)) for shared in fixed]
+  for u, shared in enumerate(same):
     if not math.isnan(value_U[u]):
-      members[upstream_U[u], tuple(sorted(shared.items(), key=str))].append(u)
+      members[upstream_U[u], shared].append(u)
   number_U, texts = np.full(len(fixed), -1), []
   found = [(upstream, runs) for (upstream, _), runs in members.items()
            if np.unique(value_U[runs]).size >= least]

@@ -47,6 +47,8 @@ RUN_COLUMNS = {
     "head_decay": ("DOUBLE", "weight decay of the head, λ of its rule in the optimiser's equation"),
     "head_rate": ("DOUBLE", "the head's learning rate as a multiple of the body's"),
     "body_decay": ("DOUBLE", "weight decay of all that no rule but the last claims"),
+    "recipe": ("VARCHAR", "a hash of what the config says of training, but for the seed, the decays "
+                          "and the head's rate"),
     "wall_seconds": ("DOUBLE", "time the run took, in seconds"),
 }
 COLUMNS = RUN_COLUMNS | {name: (column.duckdb, column.meaning)

@@ -135,6 +135,7 @@ def _write_run(root, index, family, seed, varied, rows):
       overrides={"model": {"name": family, "depth": blocks}, "seed": seed, **changed})
   rules = [["head/.*", {"lr": head["head_rate"], "wd": head["head_decay"]}],
            [".*", {"wd": BODY_DECAY}]]
-  (folder / "config.json").write_text(json.dumps({"optim": {"lr": 1e-3, "rules": rules},
-                                                  "seed": seed}))
+  (folder / "config.json").write_text(json.dumps({
+      "model": {"name": family, "depth": blocks}, "optim": {"lr": 1e-3, "rules": rules},
+      "seed": seed}))
   return folder

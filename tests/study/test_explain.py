@@ -112,7 +112,8 @@ def _ablation(folder, settings, *, seeds=(0, 1), us=0.5, first=0, rules=None, **
     rows = [accuracy | {"evaluator": "upstream", "value": us + 0.01 * index},
             accuracy | {"evaluator": "fewshot", "task": "t", "shots": 5, "seed": 0,
                         "value": 0.5 + 0.01 * (index % 3)}]
-    config = {"optim": {"lr": 1e-3, "rules": rules(override)}}
+    config = {"optim": {"lr": override.get("optim.lr", 1e-3), "rules": rules(override)},
+              "model": changes.get("model"), "seed": seed}
     path = planted.write_run(folder, first + index, None, rows, **{
         "seed": seed, "model": {"family": "vit", "label": "ViT"}, "parameters": 1,
         "overrides": override | {"seed": seed}} | changes)
@@ -138,6 +139,17 @@ def test_runs_of_any_sweep_that_differ_in_the_head_alone_are_compared(tmp_path):
   found = {line["series"]: line["value"] for line in curves}
   assert found.keys() == {"body decay 0.01", "body decay 0.3", ablations.ALL}
   assert {line["value"] for line in curves} == {0.1, 1.0, 10.0}
+
+
+def test_a_run_of_another_sweep_completes_a_series_that_its_config_belongs_to(tmp_path):
+  rates = [{"optim.rules[0][1].lr": value} for value in (0.1, 0.3)]
+  _ablation(tmp_path, rates, rules=_rules, config_name="rates.py")
+  _ablation(tmp_path, _decays(0.1, 1.0, 10.0), rules=_rules, first=10, config_name="decays.py")
+  curves = _tables(tmp_path)["head_curves"]  # a decay of 0.1 at a rate of 1 is in both
+  assert {(line["factor"], line["value"]) for line in curves} == {
+      *(("head_rate", value) for value in (0.1, 0.3, 1.0)),
+      *(("head_decay", value) for value in (0.1, 1.0, 10.0))}
+  assert {line["series"] for line in curves} == {"ViT", ablations.ALL}
 
 
 def test_rules_given_as_a_whole_are_compared_by_what_they_say(tmp_path):

@@ -53,12 +53,12 @@ def test_evaluations_are_rows_of_their_run_and_count_once(run, tmp_path):
                          _probe(0.5, seed=0, layer="block_00")])
   census, rows = _gather(tmp_path)
   # metrics.jsonl first, then evaluations by name; status and reason don't make another value.
-  assert _probes(rows) == [("digits", "block_00", 0, 400, 0.5), ("digits", "pre_logits", 0, 400, 0.1),
-                           ("digits", "pre_logits", 1, 400, 0.2), ("digits", "pre_logits", 2, 400, 0.4),
-                           ("digits", "stem", 0, 400, 0.3)]
+  assert _probes(rows) == [
+      ("digits", "block_00", 0, 400, 0.5), ("digits", "pre_logits", 0, 400, 0.1),
+      ("digits", "pre_logits", 1, 400, 0.2), ("digits", "pre_logits", 2, 400, 0.4),
+      ("digits", "stem", 0, 400, 0.3)]
   assert census.rows == len(rows) == 7 and census.finished == 1 and not census.left_out
-  assert {row["run_id"] for row in rows} == {"00000000"} and {row["run_folder"] for row in rows} == {
-      str(run)}
+  assert {(row["run_id"], row["run_folder"]) for row in rows} == {("00000000", str(run))}
   point, = table.points(tmp_path / "rows.parquet").table().to_pylist()
   assert point["ds"] == pytest.approx((0.1 + 0.2 + 0.4) / 3) and point["ds_seeds"] == 3
 
@@ -104,8 +104,9 @@ def test_an_earlier_step_never_passes_for_the_last(run, tmp_path):
   _evaluation(run, "b", early, step=100)
   census, rows = _gather(tmp_path)
   # What is known of step 400 too is a curve; cars and the stem were never measured there.
-  assert _probes(rows) == [("digits", "pre_logits", 0, 100, 0.7), ("digits", "pre_logits", 0, 400, 0.1),
-                           ("digits", "pre_logits", 1, 400, 0.2)]
+  assert _probes(rows) == [
+      ("digits", "pre_logits", 0, 100, 0.7), ("digits", "pre_logits", 0, 400, 0.1),
+      ("digits", "pre_logits", 1, 400, 0.2)]
   assert census.left_out == {"evaluation of an earlier step alone": 1}
   point, = table.points(tmp_path / "rows.parquet").table().to_pylist()
   assert point["step"] == 400 and point["ds"] == pytest.approx(0.15)
@@ -122,5 +123,5 @@ def test_a_bad_line_is_named_by_its_file(run, tmp_path):
   folder = _evaluation(run, "b", [_probe(0.9, seed=7)])
   with open(folder / "metrics.jsonl", "a") as file:
     file.write('{"step": "x"}\n')
-  with pytest.raises(ValueError, match=r"evaluations/b/metrics.jsonl, line 2: .*step should be int"):
+  with pytest.raises(ValueError, match=r"evaluations/b/metrics.jsonl, line 2: .*step should be "):
     _gather(tmp_path)
