@@ -224,8 +224,8 @@ def _sections(evals, own):
   for name, section in given.items():
     if not isinstance(section, dict):
       raise configuring.ConfigError(
-          f"evals section '{name}' is {section!r}: expected a mapping with the evaluator's kind, such "
-          "as dict(kind='fewshot'). The file's get_config() returns such sections alone, as "
+          f"evals section '{name}' is {section!r}: expected a mapping with the evaluator's kind, "
+          "such as dict(kind='fewshot'). The file's get_config() returns such sections alone, as "
           "configs/evaluate/layers.py does, not a whole config")
 
   def complete(name, section):
@@ -365,10 +365,10 @@ def _parser():
       epilog="Keys of the evaluators can be set, and with --config any other:\n"
              "  --config.evals.probes.layers=all\n  '--config.evals.probes.shots=(5, 25)'",
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", nargs="+", metavar="RUN", help="runs' folders, one after another")
+  parser.add_argument("--workdir", nargs="+", metavar="RUN", help="runs, one after another")
   parser.add_argument("--evals", metavar="FILE.py[:ARG]",
-                      help="the evaluators; what a section doesn't say is that of the run's section "
-                           "of its name (default: the run's own)")
+                      help="the evaluators; what a section doesn't say is that of the run's "
+                           "section of its name (default: the run's own)")
   parser.add_argument("--step", type=int, help="of which checkpoint (default: the newest)")
   parser.add_argument("--init", metavar="RUN|FILE.npz",
                       help="another run, for its model and parameters, or published parameters of "

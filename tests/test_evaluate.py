@@ -43,7 +43,8 @@ def other(tmp_path_factory):
       upstream={**toy.config().upstream, "name": "others"}))
   net = program.network(model=config["model"], classes=3, image_size=config["image_size"])
   rng = np.random.default_rng(0)
-  params = trees.map_named(lambda _, leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), net.shapes)
+  params = trees.map_named(lambda _, leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),
+                           net.shapes)
   with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
     checkpoints.save(step_lib.TrainState(np.int32(6), params, (), np.int32(-1)), {})
   with records.Record(folder) as record:
@@ -111,7 +112,8 @@ def test_the_shipped_evaluators_keep_the_runs_tasks(run, capsys):
   assert {(row["task"], row["seed"], row["shots"]) for row in rows
           if row["evaluator"] == "fewshot"} == {("digits", 0, 1), ("digits", 1, 1)}
   assert {row["examples_used"] for row in rows if row["metric"] == "margin"} == {16}
-  assert {row["layer"] for row in rows if row["metric"] == "l2_norm"} >= {"stem", "block_00", "head"}
+  assert {row["layer"] for row in rows if row["metric"] == "l2_norm"} >= {"stem", "block_00",
+                                                                          "head"}
   config = records.read_config(folder)
   assert config["evals"]["probes"]["layers"] == "all" and config["optim"]["lr"] == 1e-2
 
@@ -275,7 +277,8 @@ def test_a_bad_run_among_good_ones_is_told_and_passed_over(run, tmp_path, capsys
     (["--workdir", "RUN", "--config.mesh.data=3"], "devices, here are 8"),
     (["--workdir", "RUN", "--config.evals={}"], "nothing to evaluate.*--evals"),
 ])
-def test_mistakes_are_told_in_a_line_and_leave_nothing(trained, tmp_path, capsys, arguments, message):
+def test_mistakes_are_told_in_a_line_and_leave_nothing(trained, tmp_path, capsys, arguments,
+                                                       message):
   places = {"RUN": trained, "PARENT": trained.parent, "OUT": tmp_path / "out"}
   code, said = _said(capsys, *(places.get(argument, argument) for argument in arguments))
   assert code == 1 and said.startswith("error: ") and said.count("\n") == 1

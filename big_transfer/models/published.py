@@ -71,9 +71,9 @@ def _floats(file, name, path):
   try:
     array = file[name]
   except ValueError as error:  # NumPy's for what only a pickle holds
-    raise ValueError(f"'{path}': {name!r} can't be read ({error}); save the parameters as arrays of "
-                     "numbers") from error
+    raise ValueError(f"'{path}': {name!r} can't be read ({error}); save the parameters as arrays "
+                     "of numbers") from error
   if not np.issubdtype(array.dtype, np.floating):
-    raise ValueError(f"'{path}': {name!r} is of type {array.dtype}, expected floating-point numbers; "
-                     "save the parameters alone, as float32")
+    raise ValueError(f"'{path}': {name!r} is of type {array.dtype}, expected floating-point "
+                     "numbers; save the parameters alone, as float32")
   return np.asarray(array, np.float32)

@@ -129,8 +129,8 @@ class Checkpoints:
     if self._bad.is_dir() and any(self._bad.iterdir()):
       # Also when asked again: to begin anew is for the user to say.
       raise CheckpointError(
-          f"no good checkpoint in {self._folder}{': ' if reasons else ''}{'; '.join(reasons)}. What "
-          f"was found bad lies in {self._bad}. Put back a good copy, train in a new workdir, or "
+          f"no good checkpoint in {self._folder}{': ' if reasons else ''}{'; '.join(reasons)}. "
+          f"What was found bad lies in {self._bad}. Put back a good copy, train in a new workdir, or "
           "remove that folder to begin this one anew")
     return None
 
@@ -236,7 +236,7 @@ def _check_format(meta, step, folder):
 
 
 def check_shapes(expected, found, what, fix):
-  """Raises CheckpointError, which says `what` and the `fix`, unless two `trees.shapes` are equal."""
+  """Raises CheckpointError unless two `trees.shapes` are equal; it says `what` and the `fix`."""
   if diff := trees.shape_diff(expected, found):
     shown = "\n  ".join(diff[:20] + ([f"… {len(diff)} lines in all"] if len(diff) > 20 else []))
     raise CheckpointError(f"{what} (- expected, + found):\n  {shown}\n{fix}")

@@ -70,8 +70,8 @@ def of_file(path: str | os.PathLike) -> Origin:
   params = published.load(path)
   names = list(trees.flatten(params))
   if "head/kernel" not in names:
-    raise ValueError(f"'{path}' has no parameter head/kernel, the last layer of each of our models; "
-                     f"it has {', '.join(names[:4])}{', …' if len(names) > 4 else ''}")
+    raise ValueError(f"'{path}' has no parameter head/kernel, the last layer of all our models; it "
+                     f"has {', '.join(names[:4])}{', …' if len(names) > 4 else ''}")
   with open(path, "rb") as file:
     identity = hashlib.file_digest(file, "sha256").hexdigest()
   return Origin(params, identity, 0, None, {}, f"'{path}'")
