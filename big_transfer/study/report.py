@@ -13,7 +13,7 @@ import string
 
 import vl_convert
 
-from big_transfer.study import explained, findings, payload, saturation, sections
+from big_transfer.study import claims, findings, payload, saturation, sections
 from big_transfer.study.figures import layers, scatter, style
 
 _TABLES = {  # name -> columns shown, and their heads
@@ -171,7 +171,7 @@ def _sections(data):
 
 def _findings(points, tables):
   """({"upstream|shots": {finding: text}}, a text a cell)."""
-  said, makers = {}, findings.FINDINGS | explained.FINDINGS
+  said, makers = {}, findings.FINDINGS | claims.FINDINGS
   for cell in points.cells:
     key = f"{cell.upstream or 'upstream'}|{'' if cell.shots is None else cell.shots}"
     if key not in said:

@@ -13,7 +13,7 @@ class Part:
     name: of the figure (`payload.figures`), the sort of panels, or the table.
     caption: what is plotted.
     finding: what it shows in these rows, one of `findings.FINDINGS` or of
-      `explained.FINDINGS`; None: nothing is said.
+      `claims.FINDINGS`; None: nothing is said.
   """
   kind: str
   name: str

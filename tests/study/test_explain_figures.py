@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import vl_convert
 
-from big_transfer.study import explained, payload, report
+from big_transfer.study import claims, payload, report
 from big_transfer.study.figures import head, layers, panels, scatter
 from big_transfer.study.figures.catalogue import _of_upstream
 
@@ -179,7 +179,7 @@ def test_of_many_series_those_with_most_runs_are_drawn_and_the_finding_says_so(s
   spec = head.head_accuracy(tables, "head_rate", upstream="fractals")
   assert {row["series"] for row in rows_of(spec)} == {"ViT 64x4", "Mixer 64x3", "small 0",
                                                       "small 1"}
-  text = explained.head_accuracy("head_rate", tables, "fractals", 10)
+  text = claims.head_accuracy("head_rate", tables, "fractals", 10)
   assert "draw the 4 series with most runs" in text
 
 
@@ -241,14 +241,14 @@ def test_without_tables_nothing_is_drawn_or_said(study):
            "head_curves": [], "head_effects": [], "head_best": []}
   for tables in ({}, empty):
     assert layers.overlaid(tables) == {} and layers.layer_curves(tables) is None
-    assert all(make(tables, "fractals", 10) is None for make in explained.FINDINGS.values())
+    assert all(make(tables, "fractals", 10) is None for make in claims.FINDINGS.values())
 
 
 # -- Findings -------------------------------------------------------------------------------------
 
 
 def said(tables, upstream="fractals", shots=10):
-  return {name: make(tables, upstream, shots) for name, make in explained.FINDINGS.items()}
+  return {name: make(tables, upstream, shots) for name, make in claims.FINDINGS.items()}
 
 
 def test_findings_state_the_tables_numbers(study):
@@ -296,15 +296,15 @@ def test_the_papers_claim_is_judged_part_by_part_and_in_either_direction(study):
     (["rises", "falls", "falls"], "holds for 1 and fails for 2 of 3 here"),
     (["undecided", None], "is undecided here")])
 def test_a_claim_holds_no_further_than_its_intervals(verdicts, words):
-  assert explained._outcome(verdicts, 1) == words
+  assert claims._outcome(verdicts, 1) == words
 
 
 def test_with_one_probe_seed_the_earliest_layer_is_called_the_best(study):
   best = [line | {"status": "one seed"} for line in study[1]["best_layers"]]
   words = "one probe seed the earliest is the best layer itself"
-  assert words not in explained.overlay(study[1], "fractals", 10)
+  assert words not in claims.overlay(study[1], "fractals", 10)
   for lines in (best, pa.Table.from_pylist(best)):
-    assert words in explained.overlay(study[1] | {"best_layers": lines}, "fractals", 10)
+    assert words in claims.overlay(study[1] | {"best_layers": lines}, "fractals", 10)
 
 
 def test_with_one_run_seed_nothing_is_claimed(alone):
