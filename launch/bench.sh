@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The benchmark: a tiny ViT's step, loop, start, probes and memory; about 5 minutes on 2 cores.
+# The benchmark: a tiny ViT's step, loop, start, probes and memory, and probes of one layer and of
+# twelve at larger sizes (part probes, 2 minutes, 5 GB); about 7 minutes on 2 cores.
 #   launch/bench.sh [--out FILE.json] [--only NAME …] [--big-vision PATH]
 # --big-vision: a checkout of big_vision, whose model is then timed beside ours. CIFAR-10 is read
 # from TFDS_DATA_DIR; where it is missing, built-in fractals take its place.

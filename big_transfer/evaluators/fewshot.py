@@ -144,7 +144,11 @@ class FewShot:
       indices, see `resolve`.
 
   Features of all layers are kept on the host while a task is probed: 4 bytes for each example
-  drawn or of the test split × layer × width, 0.4 GB for 10,000 at 12 layers of width 768.
+  drawn or of the test split × layer × width, 0.4 GB for 10,000 at 12 layers of width 768; and
+  once more on the device while it solves.
+
+  Attributes:
+    probes: the tasks made ready, each with its pool of drawn examples and its test split.
   """
 
   def __init__(self, context, *, tasks, shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=(1024.0,),
@@ -160,19 +164,19 @@ class FewShot:
     self._context = context
     self._shots, self._seeds = sorted(set(shots)), tuple(seeds)
     self._l2, self._layers = tuple(l2), _checked(layers)
-    self._probes = [_Probe(tasks_lib.resolve(task), context.prepare, self._shots, self._seeds)
+    self.probes = [_Probe(tasks_lib.resolve(task), context.prepare, self._shots, self._seeds)
                     for task in tasks]
 
   def rows(self, params):
-    for probe in self._probes:
-      train = self._features(params, probe.train, probe.pool)
-      test = self._features(params, probe.test, np.arange(len(probe.test)))
-      correct = self._solve(probe, train, test)
+    for probe in self.probes:
+      train = self.features(params, probe.train, probe.pool)
+      test = self.features(params, probe.test, np.arange(len(probe.test)))
+      correct = self.solve(probe, train, test)
       for layer in train:
         yield from self._rows(probe, layer, correct)
 
-  def _features(self, params, examples, indices):
-    """Returns `{layer: (n, D) float32}` on the host, by depth."""
+  def features(self, params, examples, indices):
+    """Returns `{layer: (n, D) float32}` of these of the `Prepared` examples, on the host."""
     extract = _extract(self._context.apply, _reach(self._layers))
     features, waiting, start = {}, collections.deque(), 0
 
@@ -198,8 +202,8 @@ class FewShot:
       fetch()
     return features
 
-  def _solve(self, probe, train, test):
-    """Returns `{(layer, shots): right predictions (seeds, strengths)}`."""
+  def solve(self, probe, train, test):
+    """Returns `{(layer, shots): right predictions (seeds, strengths)}` of one of `probes`."""
     correct = {}
     widths = collections.defaultdict(list)
     for layer, x_PD in train.items():

@@ -28,6 +28,7 @@ from big_transfer.training import objectives
 from big_transfer.training import optim
 from big_transfer.training import step as step_lib
 from tests.bench import linen_vit
+from tests.bench import probes as probes_lib
 
 CLASSES = 10
 
@@ -213,13 +214,19 @@ def fewshot(config, args):
           row("few-shot, examples extracted", "images", [extracted])]
 
 
+def probes(config, args):
+  """Extraction and solve of probes at larger sizes, see `probes.py`."""
+  del config, args
+  return probes_lib.rows(row)
+
+
 def _seconds(function):
   began = time.perf_counter()
   function()
   return time.perf_counter() - began
 
 
-WORKLOADS = {f.__name__: f for f in (step, forward, ridge, fewshot)}
+WORKLOADS = {f.__name__: f for f in (step, forward, ridge, fewshot, probes)}
 
 
 def main():

@@ -1,14 +1,18 @@
 """Few-shot probes of every layer: which, in what order, and that each is told from the others."""
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from big_transfer import evaluators
 from big_transfer import models
+from big_transfer import trees
 from big_transfer.data import pipeline
 from big_transfer.evaluators import fewshot
+from big_transfer.models import shapes as shapes_lib
 
 SIZE = 8
 MODELS = {
@@ -47,12 +51,52 @@ def test_layers_are_ordered_by_depth_whatever_the_order_of_keys():
   assert fewshot.resolve(("logits", 1), names) == ["block_00", "logits"]
 
 
+def _parity_task(folder):
+  """Random images whose class is one pixel's grey level modulo 4: nothing linear tells it."""
+  images = np.random.default_rng(0).integers(0, 256, (800, SIZE, SIZE, 3), dtype=np.uint8)
+  labels = images[:, 0, 0, 0] % 4
+  np.savez(folder / "parity.npz", x_train=images[:300], y_train=labels[:300],
+           x_test=images[300:], y_test=labels[300:])
+  return dict(name="parity", source=f"npz:{folder}/parity.npz")
+
+
+def _planted(module, params):
+  """The model, but block_01 writes the class into its output and block_02 takes it out again.
+
+  By taps, which are added to the blocks' unpooled outputs. The branches of block_02 are zero, so
+  that it answers to nothing it reads.
+  """
+  silent = re.compile(r"(encoderblock_2/.*/(out|Dense_1)|MixerBlock_2/.*/Dense_1"
+                      r"|block2/unit02/conv3)/.*")
+  flat = trees.flatten(params)
+  assert any(map(silent.search, flat))
+  params = trees.unflatten({name: 0 * p if silent.search(name) else p
+                            for name, p in flat.items()})
+  directions = 5 * np.random.default_rng(1).normal(size=(4, 64)).astype(np.float32)
+
+  def apply(variables, images, train=False):
+    classes = jnp.round((images[:, 0, 0, 0] + 1) * 127.5).astype(int) % 4
+    shapes = shapes_lib.tap_shapes(module, images.shape)
+    writes, erases = (
+        sign * jnp.broadcast_to(
+            jnp.asarray(directions)[classes, :shape[-1]].reshape(
+                len(images), *[1] * (len(shape) - 2), shape[-1]), shape)
+        for sign, shape in ((1, shapes["block_01"]), (-1, shapes["block_02"])))
+    return module.apply(variables, images, train=train,
+                        taps={"block_01": writes, "block_02": erases})
+
+  return apply, params
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_all_layers_of_every_family_have_the_same_keys(name):
-  module, params = _model(name)
-  rows = _rows(module.apply, params, "all")
-  assert [r["layer"] for r in rows] == [layer for layer in LAYERS for _ in range(2)]
-  assert len({r["value"] for r in rows[::2]}) > 2  # not one layer's accuracies over and over
+def test_a_feature_planted_in_a_middle_block_is_found_there_in_every_family(name, tmp_path):
+  apply, params = _planted(*_model(name))
+  rows = _rows(apply, params, "all", tasks=[_parity_task(tmp_path)], shots=(25,), seeds=(0,))
+  accuracy = {r["layer"]: r["value"] for r in rows}
+  assert list(accuracy) == LAYERS
+  assert accuracy.pop("block_01") >= 0.95
+  # Four standard errors above chance, of 500 test images.
+  assert max(accuracy.values()) < 0.25 + 4 * (0.25 * 0.75 / 500) ** 0.5, accuracy
 
 
 def test_rows_of_a_layer_are_by_shots_seeds_and_strengths():
