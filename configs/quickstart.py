@@ -42,7 +42,8 @@ def get_config():
   config.evals.upstream.every = config.evals.probes.every = at_the_end
   config.checkpoint.every = at_the_end
   config.evals.probes.shots = (1, 5, 25)
-  config.evals.probes.layers = "all"
+  with config.evals.probes.ignore_type():  # in the place of a list
+    config.evals.probes.layers = "all"
   config.evals.probes.tasks = (
       "fractals_unseen", "digits", "sprites_count", "sprites_location", "sprites_orientation",
       "sprites_scale")

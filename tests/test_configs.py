@@ -3,10 +3,13 @@ import collections
 import math
 import pathlib
 
+import cv2
+import numpy as np
 import pytest
 
 from big_transfer import train as train_lib
 from big_transfer.runs import configuring
+from big_transfer.runs import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRETRAIN = ["fractals.py:vit", "fractals.py:mixer", "fractals.py:resnet", "textures.py:vit",
@@ -25,7 +28,8 @@ def _prepared(config):
 
 def test_all_configs_are_listed_here():
   found = {p.name for p in (ROOT / "configs/pretrain").glob("*.py")}
-  assert {p.name for p in (ROOT / "configs/sweeps").glob("*.py")} == {"scaling.py"}
+  assert {p.name for p in (ROOT / "configs/sweeps").glob("*.py")} == {
+      "scaling.py", "head_weight_decay.py", "head_learning_rate.py"}
   assert found == {spec.split(":")[0] for spec in PRETRAIN}
 
 
@@ -87,3 +91,46 @@ def test_trials_of_the_scaling_sweep_differ_in_the_data_they_say(tmp_path):
       found[trial["upstream.fraction"]] = run.data.train_examples
       assert run.total_steps == -(-7 * run.data.train_examples // 8)
   assert found == {0.02: 3, 0.1: 15, 0.25: 39, 0.5: 75, 1.0: 150}
+
+
+HEAD = {"head_weight_decay": ("wd", 1e3, {"lr": 1.0}),
+        "head_learning_rate": ("lr", 1e2, {"wd": 0.03})}
+
+
+@pytest.mark.parametrize("name", HEAD)
+def test_the_head_sweeps_vary_one_setting_of_the_head_and_seeds(name):
+  key, reach, others = HEAD[name]
+  _, base, trials = configuring.load_sweep(f"{ROOT}/configs/sweeps/{name}.py")
+  path = f"optim.rules[0][1].{key}"
+  models, values, seeds = ({str(t[k]) for t in trials} for k in ("model", path, "seed"))
+  assert len(models) == 2 and len(seeds) >= 3
+  assert len(trials) == len(models) * len(values) * len(seeds)
+  assert max(map(float, values)) / min(map(float, values)) == pytest.approx(reach)
+  assert others.items() <= base.optim.rules[0][1].items()
+  assert base.optim.rules[0][0] == "head/.*" and base.optim.rules[1][1]["wd"] == 0.03
+  # Nothing but arrays differs between the trials of a model: they share a compiled step.
+  keys = {train_lib.program_key(configuring.override(base, trial)) for trial in trials}
+  assert len(keys) == len(models)
+
+
+@pytest.mark.slow
+def test_the_head_sweeps_run_on_images_of_ones_own(tmp_path):
+  rng = np.random.default_rng(0)
+  for name in ("cats", "dogs"):
+    (tmp_path / "pets" / name).mkdir(parents=True)
+    for i in range(30):
+      cv2.imwrite(str(tmp_path / "pets" / name / f"{i}.png"), rng.integers(0, 255, (40, 30, 3)))
+  _, base, trials = configuring.load_sweep(
+      f"{ROOT}/configs/sweeps/head_weight_decay.py:folder:{tmp_path / 'pets'}")
+  toy = {key: value for key, value in TOY.items() if key != "upstream"} | {
+      "evals.geometry.examples": 20}
+  config = configuring.override(configuring.override(base, trials[0]), toy)
+  run = train_lib.train(config, tmp_path / "run")
+  assert (run["upstream"]["name"], run["upstream"]["classes"]) == ("pets", 2)
+  rows = records.read_rows(tmp_path / "run")
+  assert {row["layer"] for row in rows if row["evaluator"] == "fewshot"} == {
+      "stem", *(f"block_0{i}" for i in range(4)), "pre_logits"}
+  assert {row["metric"] for row in rows if row["evaluator"] == "geometry"} == {
+      "margin", "margin_normalised", "total_variance", "l2_norm"}
+  with pytest.raises(configuring.ConfigError, match="folder:/path"):
+    configuring.load_sweep(f"{ROOT}/configs/sweeps/head_learning_rate.py:pets")
