@@ -9,6 +9,7 @@ import collections
 import difflib
 import functools
 import operator
+import re
 import warnings
 
 import jax
@@ -234,13 +235,17 @@ class FewShot:
 
 
 def _checked(layers):
-  """Layers as a hashable: "all", or a tuple of names and ints."""
+  """Layers as a hashable: "all", or a tuple of names and ints.
+
+  A name that no model has fails here, before the training, not at the first evaluation.
+  """
   if layers == "all":
     return layers
   for layer in layers:
-    if isinstance(layer, bool) or not (isinstance(layer, str) or hasattr(layer, "__index__")):
-      raise ValueError(f"few-shot layer {layer!r}: expected a name such as \"pre_logits\" or "
-                       "\"block_03\", or an index such as -1")
+    named = isinstance(layer, str) and re.fullmatch(r"stem|block_\d\d+|pre_logits|logits", layer)
+    if not named and (isinstance(layer, (bool, str)) or not hasattr(layer, "__index__")):
+      raise ValueError(f"few-shot layer {layer!r}: expected one of stem, block_00, block_01 …, "
+                       "pre_logits, logits, or an index such as -1")
   return tuple(layer if isinstance(layer, str) else operator.index(layer) for layer in layers)
 
 

@@ -127,8 +127,8 @@ def test_a_layer_is_measured_alike_whatever_the_batch():
 
 
 @pytest.mark.parametrize("layers, message", [
-    (("block_3",), r"'block_3'.*did you mean 'block_0\d'\?.*expected some of stem, block_00, "
-                   r"block_01, block_02, pre_logits, logits, indices from -5 to 4, or \"all\""),
+    (("block_03",), r"'block_03'.*did you mean 'block_0\d'\?.*expected some of stem, block_00, "
+                    r"block_01, block_02, pre_logits, logits, indices from -5 to 4, or \"all\""),
     (("stem", 5), "few-shot layer 5 is not"), ((-6,), "few-shot layer -6 is not")])
 def test_layers_that_the_model_has_not(layers, message):
   with pytest.raises(ValueError, match=message):
@@ -137,7 +137,8 @@ def test_layers_that_the_model_has_not(layers, message):
 
 @pytest.mark.parametrize("layers, message", [
     ("stem", "expected a list of at least one"), ((), "at least one"),
-    ((1.5,), "1.5: expected a name"), ((True,), "True: expected a name")])
+    (("stem", "block_3"), "'block_3': expected one of stem, block_00, block_01"),
+    ((1.5,), "1.5: expected one of"), ((True,), "True: expected one of")])
 def test_layers_that_no_model_has(layers, message):
   with pytest.raises(ValueError, match=message):
     fewshot.FewShot(_context(None), tasks=["digits"], layers=layers)
