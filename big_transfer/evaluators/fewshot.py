@@ -166,7 +166,7 @@ class FewShot:
     self._shots, self._seeds = sorted(set(shots)), tuple(seeds)
     self._l2, self._layers = tuple(l2), _checked(layers)
     self.probes = [_Probe(tasks_lib.resolve(task), context.prepare, self._shots, self._seeds)
-                    for task in tasks]
+                   for task in tasks]
 
   def rows(self, params):
     for probe in self.probes:
@@ -177,7 +177,7 @@ class FewShot:
         yield from self._rows(probe, layer, correct)
 
   def features(self, params, examples, indices):
-    """Returns `{layer: (n, D) float32}` of these of the `Prepared` examples, on the host."""
+    """Returns `{layer: (n, D) float32}`, by depth, of these examples of a `Prepared`."""
     extract = _extract(self._context.apply, _reach(self._layers))
     features, waiting, start = {}, collections.deque(), 0
 
