@@ -3,7 +3,8 @@
 What Abnar et al. (arXiv:2110.02095, section 4; ICLR, appendices C and D) say of the head is tested
 part by part: that raising its weight decay, or lowering its learning rate, costs upstream accuracy,
 helps tasks related to upstream, and moves margin and norm from the head to the body. A part holds
-where intervals say so, fails where they say the opposite, and is else undecided.
+where intervals say so, fails where they say the opposite, holds on one side of a setting where a
+curve turns there (see `head`), and is else undecided.
 """
 import collections
 import functools
@@ -11,7 +12,7 @@ import functools
 import numpy as np
 from scipy import stats
 
-from big_transfer.study import ranks
+from big_transfer.study import ablations, ranks
 from big_transfer.study.figures import head, layers, style
 
 _WORDS = {"head_decay": "head weight decay", "head_rate": "head learning rate"}
@@ -20,6 +21,8 @@ _RAISING = {"head_decay": "raising the head's weight decay",
 # The sign of a slope, over the logarithm of a factor, that is that of what the paper speaks of.
 _SIGN = {"head_decay": 1, "head_rate": -1}
 _VERDICTS = {1: "rises", -1: "falls"}
+_BENDS = ("peaks", "dips")
+_ORDERS = 9999  # that a p value takes: of up to seven tasks all, of more so many drawn
 _ENDS = 3  # tasks named at either end of an order
 _CELL = ("task", "variant", "setting", "shots")
 _DECIMALS = {"us": (100.0, "{:+.2f}", " points"), "ds": (100.0, "{:+.2f}", " points")}
@@ -51,39 +54,58 @@ def _interval(line, name):
 
 
 def _with_verdict(line):
-  return f"{_interval(line, 'slope')} ({line['verdict'] or 'undecided'})"
+  turn = f" at {line['turn']:g}" if line["verdict"] in _BENDS else ""
+  return f"{_interval(line, 'slope')} ({line['verdict'] or 'undecided'}{turn})"
+
+
+@functools.lru_cache(maxsize=256)
+def _spearman(xs, ys):
+  """(Spearman's correlation, its p value over orders: that of the t distribution is far off where
+  there are few)."""
+  x, y = (stats.rankdata(side) - (len(side) + 1) / 2 for side in (xs, ys))
+  found = stats.permutation_test(
+      (x,), lambda x, axis: np.sum(x * y, axis=axis) / np.sqrt((x * x).sum(axis) * (y @ y)),
+      vectorized=True, permutation_type="pairings", n_resamples=_ORDERS, rng=0)
+  return float(found.statistic), float(found.pvalue)
 
 
 def _correlated(pairs, words):
   """Spearman's correlation of pairs, in words, or nothing where there are too few."""
   if len(pairs) < ranks.MIN_RUNS or any(len(set(side)) < 2 for side in zip(*pairs)):
     return ""
-  found = stats.spearmanr(*zip(*pairs))
-  correlation = f"{found.statistic:+.2f}".replace("-", "−")
-  return (f" {words}: Spearman's correlation {correlation} over {_tasks(len(pairs))} "
-          f"(p = {found.pvalue:.2g}).")
+  correlation, p_value = _spearman(*zip(*pairs))
+  return (f" {words}: Spearman's correlation {correlation:+.2f} over {_tasks(len(pairs))} "
+          f"(p = {p_value:.2g}).").replace("-", "−")
 
 
-def _counted(counts):
-  return f"{counts['rises']} up, {counts['falls']} down and {counts['undecided']} undecided"
+def _counted(verdicts):
+  counts = collections.Counter(verdict or "undecided" for verdict in verdicts)
+  bends = "".join(f", {counts[verdict]} {words}" for verdict, words in (
+      ("peaks", "up and then down"), ("dips", "down and then up")) if counts[verdict])
+  return f"{counts['rises']} up, {counts['falls']} down{bends} and {counts['undecided']} undecided"
 
 
 def _outcome(verdicts, sign):
   """What verdicts say of a claim that things go in the direction of `sign`, in a few words."""
   counts = collections.Counter(verdicts)
   right, wrong = counts[_VERDICTS[sign]], counts[_VERDICTS[-sign]]
+  bent, number = sum(counts[verdict] for verdict in _BENDS), len(verdicts)
+  if bent:
+    parts = [(right, "holds for"), (wrong, "fails for"),
+             (bent, "holds only to one side of a setting for")]
+    return " and ".join(f"{words} {many}" for many, words in parts if many) + f" of {number} here"
   if not right + wrong:
     return "is undecided here"
   if right and wrong:
-    return f"holds for {right} and fails for {wrong} of {len(verdicts)} here"
+    return f"holds for {right} and fails for {wrong} of {number} here"
   words = "holds here" if right else "fails here, the opposite is seen"
-  return words + ("" if right + wrong == len(verdicts) else
-                  f" where it is decided, for {right + wrong} of {len(verdicts)}")
+  return words + ("" if right + wrong == number else
+                  f" where it is decided, for {right + wrong} of {number}")
 
 
 def _claims(factor, parts):
   """The paper's claim, part by part: (what is said to follow, how that came out) each."""
-  return (f"What the paper finds of {_RAISING[factor]}, part by part: "
+  return (f"What the paper finds of {_RAISING[factor]}, part by part, over all settings: "
           + "; ".join(f"that {what} {outcome}" for what, outcome in parts) + ".")
 
 
@@ -109,8 +131,8 @@ def overlay(tables, upstream, shots):
   if gains:
     text += (f". Its best layer is above pre_logits by {100 * gains[0]['last_layer_gain']:.1f} "
              f"({_name(gains[0])}) to {100 * gains[-1]['last_layer_gain']:.1f} "
-             f"({_name(gains[-1])}) points; picked as the best of several, it is above by luck "
-             "alone, too")
+             f"({_name(gains[-1])}) points, in part by the luck of being picked as the best of "
+             "several")
   if any(line["status"] == "one seed" for name in runs for line in layers.lines_of(
       tables.get("best_layers"), ["status"], run_id=name, upstream=upstream, shots=shots)):
     text += (". Where a task has one probe seed the earliest is the best layer itself, and what is "
@@ -145,7 +167,8 @@ def curves(tables, upstream, shots):
         "on average, before pre_logits in "
         f"{_percent(np.mean([line['earliest_depth_share'] < 1.0 for line in lines]), 0)} of the "
         "cases; the best is above pre_logits by "
-        f"{100 * np.mean([line['gain'] for line in lines]):.1f} points on average.")
+        f"{100 * np.mean([line['gain'] for line in lines]):.1f} points on average, in part by the "
+        "luck of being picked.")
   return " ".join(said) or None
 
 
@@ -156,23 +179,24 @@ def _effects(tables, factor, upstream, *quantities):
     if (line["factor"] == factor and line["upstream"] == upstream
         and line["quantity"] in quantities and line["slope"] is not None):
       found.setdefault(line["series"], []).append(line)
-  return {name: found[name] for name in sorted(found, key=lambda name: (name == head.ALL, name))}
+  order = sorted(found, key=lambda name: (name == ablations.ALL, name))
+  return {name: found[name] for name in order}
 
 
 def _pooled(by_series):
-  return by_series.get(head.ALL) or next(iter(by_series.values()))
+  return by_series.get(ablations.ALL) or next(iter(by_series.values()))
 
 
 def _by_series(by_series, chosen):
   """The verdicts of the single series on one quantity, where there are several."""
   words = [f"{name}: {_with_verdict(line)}" for name, lines in by_series.items()
-           if name != head.ALL for line in lines if chosen(line)]
+           if name != ablations.ALL for line in lines if chosen(line)]
   return f" By series, {_some(words)}." if len(words) > 1 else ""
 
 
 def _related(tables, upstream, shots):
-  """The upper half of the tasks by their correlation with upstream accuracy, a set of
-  (task, variant, setting)."""
+  """The upper half of the tasks by their correlation with upstream accuracy, of those above 0: a
+  set of (task, variant, setting)."""
   known = {(line["row"], line["variant"], line["setting"]): line["correlation"]
            for line in tables.get("spearman", ())
            if line["upstream"] == upstream and line["shots"] == shots
@@ -180,7 +204,7 @@ def _related(tables, upstream, shots):
   if not known:
     return set()
   middle = float(np.median(list(known.values())))
-  return {key for key, value in known.items() if value >= middle}
+  return {key for key, value in known.items() if value >= max(middle, 1e-12)}
 
 
 def _without_seeds(lines):
@@ -200,10 +224,10 @@ def head_accuracy(factor, tables, upstream, shots):
     said.append(f"A decade more {_WORDS[factor]} changes upstream accuracy by {_with_verdict(us)}."
                 + _by_series(by_series, lambda line: line["quantity"] == "us"))
   if tasks:
-    counts = collections.Counter(line["verdict"] or "undecided" for line in tasks)
     ends = sorted(tasks, key=lambda line: line["slope"])
     said.append(
-        f"Of {_tasks(len(tasks))} at {style.shots_name(shots)}, {_counted(counts)}; "
+        f"Of {_tasks(len(tasks))} at {style.shots_name(shots)}, "
+        f"{_counted(line['verdict'] for line in tasks)}; "
         + ("from " if len(tasks) > 1 else "")
         + " to ".join(dict.fromkeys(f"{_interval(line, 'slope')} ({_name(line)})"
                                     for line in (ends[0], ends[-1]))) + ".")
@@ -212,8 +236,8 @@ def head_accuracy(factor, tables, upstream, shots):
     return " ".join(said + ["With one run seed a setting and series chance can't be told from "
                             "effect, so every part of the paper's claim is undecided here."])
   if len(every) > len(tasks):
-    counts = collections.Counter(line["verdict"] or "undecided" for line in every)
-    said.append(f"Of all {len(every)} tasks × numbers of shots, {_counted(counts)}.")
+    said.append(f"Of all {len(every)} tasks × numbers of shots, "
+                f"{_counted(line['verdict'] for line in every)}.")
   if every:
     said.append(f"Intervals are nominally {_percent(pooled[0]['level'], 0)}: if there were no "
                 f"effect at all, about {(1.0 - pooled[0]['level']) * len(every):.1f} of these "
@@ -233,8 +257,8 @@ def head_accuracy(factor, tables, upstream, shots):
 def _settings(tables, factor, upstream, line):
   every, drawn = head.series_of(tables, factor, upstream)
   seeds = f"{line['seeds']} run seed{'s' if line['seeds'] != 1 else ''}"
-  series = (f"{line['pooled']} of {len(every)} series pooled, {seeds} in all"
-            if line["series"] == head.ALL and len(every) > 1
+  series = (f"{line['pooled']} of {len(every)} series pooled, with {seeds} taken together"
+            if line["series"] == ablations.ALL and len(every) > 1
             else f"{every[0] if every else line['series']}, {seeds}")
   text = (f"{line['settings']} settings from {line['lowest']:g} to {line['highest']:g}; {series}.")
   if len(drawn) < len(every):
@@ -249,7 +273,7 @@ def head_best(factor, tables, upstream, shots):
   names = {line["series"] for line in mine}
   if not names:
     return None
-  series = head.ALL if head.ALL in names else min(names)
+  series = ablations.ALL if ablations.ALL in names else min(names)
   mine = [line for line in mine if line["series"] == series]
   us = next((line for line in mine if line["task"] is None), None)
   tasks = [line for line in mine if line["task"] is not None and line["shots"] == shots]
@@ -257,16 +281,24 @@ def head_best(factor, tables, upstream, shots):
     return None
   counts = collections.Counter(int(np.sign(line["best"] - us["best"])) for line in tasks)
   text = (f"Upstream accuracy is highest at a {_WORDS[factor]} of {us['best']:g}"
-          f"{_range(us)}. Of {_tasks(len(tasks))}, a higher one is best for {counts[1]}, a lower "
-          f"one for {counts[-1]}, the same for {counts[0]}")
+          f"{_end(tables, factor, upstream, us['best'])}{_range(us)}. Of {_tasks(len(tasks))}, a "
+          f"higher one is best for {counts[1]}, a lower one for {counts[-1]}, the same for "
+          f"{counts[0]}")
   ranged = [line for line in tasks if line["best_low"] is not None]
   if us["best_low"] is not None and ranged:
-    apart = [line for line in ranged
-             if line["best_low"] > us["best_high"] or line["best_high"] < us["best_low"]]
-    text += (f"; beyond what run seeds explain, for {len(apart)}"
-             + (f" ({_some(map(_name, apart))})" if apart else "")
-             + ": there, no setting that can't be told from the task's best is one of upstream "
+    sides = ["rises" if line["best_low"] > us["best_high"] else
+             "falls" if line["best_high"] < us["best_low"] else None for line in ranged]
+    apart = [line for line, side in zip(ranged, sides) if side]
+    text += (f"; for {len(apart)}" + (f" ({_some(map(_name, apart))})" if apart else "")
+             + " the settings that can't be told from the best are all others than upstream "
                "accuracy's")
+    related = _related(tables, upstream, shots)
+    sides = [side for line, side in zip(ranged, sides)
+             if (line["task"], line["variant"], line["setting"]) in related]
+    if sides:
+      text += (f". That tasks related to upstream (here {len(sides)}) are best at a "
+               f"{'higher' if _SIGN[factor] > 0 else 'lower'} one than upstream accuracy "
+               f"{_outcome(sides, _SIGN[factor])}")
   text += "."
   gains = sorted(line["gain"] for line in tasks
                  if line["gain"] is not None and line["best"] != line["neutral"])
@@ -277,10 +309,18 @@ def head_best(factor, tables, upstream, shots):
              + (f"with an interval above 0 for {sure} of {len(gains)}" if any(
                  line["gain_low"] is not None for line in tasks)
                 else "with one run seed and so no interval")
-             + "; picked as the best, it gains by luck alone, too.")
+             + ", in part by the luck of being picked as the best.")
   return text + _correlated(
       [(line["correlation"], line["best"]) for line in tasks if line["correlation"] is not None],
       "The best setting against the task's correlation with upstream accuracy")
+
+
+def _end(tables, factor, upstream, value):
+  """A warning where nothing beyond a setting was tried."""
+  tried = [line["value"] for line in tables.get("head_curves", ()) if line["quantity"] == "us"
+           and (line["factor"], line["upstream"]) == (factor, upstream)]
+  ends = {min(tried, default=None): "lowest", max(tried, default=None): "highest"}
+  return f", the {ends[value]} tried" if value in ends else ""
 
 
 def _neutral_words(lines):
@@ -297,7 +337,7 @@ def _range(line):
 def margins(factor, tables, upstream, _):
   """Whether margins move from the last layer to the body."""
   by_series = _effects(tables, factor, upstream, "margin", "margin_normalised")
-  single = {name: lines for name, lines in by_series.items() if name != head.ALL} or by_series
+  single = {name: lines for name, lines in by_series.items() if name != ablations.ALL} or by_series
   drawn = head.series_of(tables, factor, upstream)[1]
   said, outcomes = [], []
   for name, lines in single.items():
@@ -306,9 +346,8 @@ def margins(factor, tables, upstream, _):
               if line["quantity"] == quantity and line["layer"] != "pre_logits"]
       last = next((line for line in lines if line["quantity"] == quantity
                    and line["layer"] == "pre_logits"), None)
-      counts = collections.Counter(verdict or "undecided" for verdict in body)
       text = (f"{name}, {words}: of {len(body)} layers of the body (stem and blocks), "
-              f"{_counted(counts)}")
+              f"{_counted(body)}")
       if last:
         text += f"; pre_logits {_with_verdict(last)}"
       outcomes += [(words, verdict) for verdict in body]
@@ -319,7 +358,7 @@ def margins(factor, tables, upstream, _):
   said.insert(0, f"Slopes of the median margin over a decade of {_WORDS[factor]}.")
   if all(_without_seeds(lines) for lines in single.values()):
     return " ".join(said + ["With one run seed a setting nothing can be decided."])
-  parts = [(f"the body's {kind} margins rise",
+  parts = [(f"the {kind} margins of the body's layers rise",
             _outcome([verdict for words, verdict in outcomes if words == kind], _SIGN[factor]))
            for kind in dict.fromkeys(words for words, _ in outcomes)]
   return " ".join(said + ([_claims(factor, parts)] if parts else []))
@@ -332,11 +371,11 @@ def norms(factor, tables, upstream, _):
     return None
   pooled = _pooled(by_series)
   said, claims = [], []
-  for part, words, sign in (("head", "the head's", -1), ("body", "the body's, summed over layers,",
-                                                         1)):
+  for part, words, sign in (("head", "L2 norm of the head", -1),
+                            ("body", "sum of the L2 norms of all other layers", 1)):
     line = next((line for line in pooled if line["layer"] == part), None)
     if line:
-      said.append(f"A decade more {_WORDS[factor]} changes {words} L2 norm by "
+      said.append(f"A decade more {_WORDS[factor]} changes the {words} by "
                   f"{_with_verdict(line)}."
                   + _by_series(by_series, lambda line, part=part: line["layer"] == part))
       claims.append((f"the {part}'s norm {_VERDICTS[sign]}",
@@ -353,7 +392,7 @@ def _of_task(line):
   if line["saturation_status"] == "ok":
     parts.append(f"saturates at {_percent(line['saturation'])}")
   if line["earliest_layer"] is not None:
-    parts.append(f"best from {line['earliest_layer']} on")
+    parts.append(f"best as early as {line['earliest_layer']}")
   return f"{_name(line)} ({', '.join(parts)})"
 
 
@@ -373,8 +412,8 @@ def by_task(tables, upstream, shots):
             + (", those between left out" if len(ranked) > 2 * _ENDS else "") + ". ")
   text += f"Of {_tasks(len(lines))}, {len(known)} have an identified saturation value."
   for name, words in (("correlation", "correlation with upstream accuracy"),
-                      ("mean_earliest_depth_share", "depth of the earliest layer that reaches the "
-                                                    "best, mean over runs,")):
+                      ("mean_earliest_depth_share", "mean depth, over runs, of the earliest layer "
+                                                    "that reaches the best")):
     text += _correlated([(line["saturation"], line[name]) for line in known
                          if line[name] is not None], f"Saturation value against {words}")
   return text

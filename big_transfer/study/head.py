@@ -5,9 +5,11 @@ or lower its learning rate, and find upstream accuracy lower, related tasks bett
 moved from the head to the layers below it, as margins and norms of weights tell. Here each series
 of runs that differ in one of the two alone (`ablations`) is a set of curves over the setting, one
 a measured quantity. A difference between settings, or a slope over them, is taken within each seed,
-and intervals are Student's t over seeds (`paired`). Where all runs have one seed, nothing is
-decided, however many series there are. Of a curve that bends, as where a high decay ends all
-learning, a slope tells little: `head_best` says whether some setting in between is better.
+and intervals are Student's t over seeds (`paired`); "(all)" takes the seeds of all its series as
+draws alike, so that series which differ widen its interval. Where all runs have one seed, nothing
+is decided, however many series there are. Of a curve that bends, as where a high decay ends all
+learning, a slope tells little: one that is above both its ends in between "peaks", and counts as
+neither rising nor falling; `head_best` says whether a task is best at some other setting.
 
 Shape legend: A settings, B seeds (or series and seeds), K quantities.
 """
@@ -52,8 +54,10 @@ EFFECT_COLUMNS = SERIES_COLUMNS | _OF_SERIES | ablations.QUANTITY_COLUMNS | {
                          "that at the lowest; mean over seeds that have both"),
     "change_low": ("DOUBLE", "low end of its interval"),
     "change_high": ("DOUBLE", "high end of its interval"),
-    "verdict": ("VARCHAR", "'rises' or 'falls' where the slope's interval excludes 0, else "
-                           "'undecided'"),
+    "verdict": ("VARCHAR", "'peaks' or 'dips' where some setting in between is above, or below, "
+                           "both ends beyond what seeds explain; else 'rises' or 'falls' where the "
+                           "slope's interval excludes 0; else 'undecided'"),
+    "turn": ("DOUBLE", "that setting; null where it neither peaks nor dips"),
 } | _STATUS_COLUMNS
 BEST_COLUMNS = SERIES_COLUMNS | ablations.OF_CELL | {
     "best": ("DOUBLE", "the setting of the highest mean accuracy; upstream accuracy where task is "
@@ -107,6 +111,7 @@ def _effects(keys, series, level):
   low_K, high_K = tried_AK.argmax(0), len(values_A) - 1 - tried_AK[::-1].argmax(0)
   ends = [np.take_along_axis(y_BAK, at_K[None, None], axis=1)[:, 0] for at_K in (high_K, low_K)]
   change = paired.interval(np.where(low_K < high_K, ends[0] - ends[1], np.nan), level)
+  bend_K, turn_K = paired.turns(fitted_BAK, level)
   lines = []
   for k, key in enumerate(keys):
     number = int(tried_AK[:, k].sum())
@@ -118,23 +123,25 @@ def _effects(keys, series, level):
         "level": level}
     for name, found in (("slope", slope), ("change", change)):
       line |= {name + end: _plain(part[k]) for end, part in zip(("", "_low", "_high"), found)}
-    lines.append(line | _verdict(line, number, int(distinct_K[k])))
+    lines.append(line | _verdict(line, number, int(distinct_K[k]), int(bend_K[k]),
+                                 float(values_A[turn_K[k]]) if number else None))
   return lines
 
 
-def _verdict(line, number, distinct):
+def _verdict(line, number, distinct, bend, turn):
   if number < paired.LEAST or not distinct:
     reason = (f"no seed has {paired.LEAST} settings" if number >= paired.LEAST else
               f"{number} settings above 0, at least {paired.LEAST} are needed")
-    return {"verdict": "undecided", "status": "left out", "reason": reason}
+    return {"verdict": "undecided", "turn": None, "status": "left out", "reason": reason}
   if distinct == 1:
     ends = ("slope_low", "slope_high", "change_low", "change_high")
     return dict.fromkeys(ends) | {
-        "verdict": "undecided", "status": "one seed",
+        "verdict": "undecided", "turn": None, "status": "one seed",
         "reason": "with one run seed there is no telling an effect from chance"}
   low, high = line["slope_low"], line["slope_high"]
-  return {"verdict": "rises" if low > 0 else "falls" if high < 0 else "undecided", "status": "ok",
-          "reason": None}
+  verdict = ("peaks" if bend > 0 else "dips" if bend < 0 else
+             "rises" if low > 0 else "falls" if high < 0 else "undecided")
+  return {"verdict": verdict, "turn": turn if bend else None, "status": "ok", "reason": None}
 
 
 def _neutral(series, tried_A):

@@ -61,6 +61,42 @@ def slopes(y_BAK, x_A):
                    out=np.full(power_BK.shape, np.nan), where=used_BK)
 
 
+def turns(y_BAK, level):
+  """Which curves rise and then fall, or fall and then rise, beyond what seeds explain.
+
+  A setting between the ends counts if it is above both (or below both), by intervals of the
+  differences within seeds. Their level allows for its being picked among several (Bonferroni).
+
+  Args:
+    y_BAK: values; NaN where not measured. Of a curve the ends are the first and last setting that
+      any seed has.
+    level: nominal coverage.
+
+  Returns:
+    (sign_K, 1 where a curve has a peak, -1 a trough, 0 neither; at_K, the setting's index).
+  """
+  tried_AK, mean_AK = np.isfinite(y_BAK).any(0), means(y_BAK)
+  number_A = np.arange(len(mean_AK))[:, None]
+  low_K, high_K = tried_AK.argmax(0), len(mean_AK) - 1 - tried_AK[::-1].argmax(0)
+  inner_AK = tried_AK & (number_A > low_K) & (number_A < high_K)
+  strict_K = 1.0 - (1.0 - level) / np.maximum(inner_AK.sum(0), 1)
+  sign_K, found_K = np.zeros(tried_AK.shape[1], int), np.zeros(tried_AK.shape[1], int)
+  for sign in (-1, 1):
+    at_K = np.where(inner_AK, sign * mean_AK, -np.inf).argmax(0)
+    there_BK = _at(y_BAK, at_K)
+    beyond_K = inner_AK.any(0)
+    for end_K in (low_K, high_K):
+      _, low, _, _ = interval(sign * (there_BK - _at(y_BAK, end_K)), strict_K)
+      beyond_K = beyond_K & (low > 0)
+    sign_K[beyond_K], found_K[beyond_K] = sign, at_K[beyond_K]
+  return sign_K, found_K
+
+
+def _at(y_BAK, at_K):
+  """(B, K) values at one setting a curve."""
+  return np.take_along_axis(y_BAK, at_K[None, None], axis=1)[:, 0]
+
+
 def means(y_BAK):
   """Means of settings over seeds, as if all seeds had all settings.
 
@@ -98,8 +134,7 @@ def best(y_BAK, level):
   """
   tried_AK, mean_AK = np.isfinite(y_BAK).any(0), means(y_BAK)
   best_K = np.where(np.isfinite(mean_AK), mean_AK, -np.inf).argmax(0)
-  at_BK = np.take_along_axis(y_BAK, best_K[None, None], axis=1)[:, 0]
-  behind_BAK = at_BK[:, None] - y_BAK
+  behind_BAK = _at(y_BAK, best_K)[:, None] - y_BAK
   behind_AK, number_AK = mean(behind_BAK)
   reach_AK = _quantile(number_AK, level) * standard_error(behind_BAK)
   near_AK = (behind_AK <= np.where(number_AK > 1, reach_AK, -np.inf))

@@ -65,7 +65,8 @@ _TABLES = {  # name -> columns shown, and their heads
             "task": "task", "shots": "shots", "layer": "layer", "settings": "settings",
             "lowest": "from", "highest": "to", "seeds": "seeds", "slope": "slope a decade",
             "slope_low": "low", "slope_high": "high", "change": "change, all settings",
-            "change_low": "low", "change_high": "high", "verdict": "verdict", "status": "status",
+            "change_low": "low", "change_high": "high", "verdict": "verdict", "turn": "at",
+            "status": "status",
             "reason": "reason"} for name in ("accuracy_effects", "geometry_effects")}
 _OF_ACCURACY = {"us": "upstream accuracy", "ds": "accuracy on the task"}  # quantities of effects
 _MOST_LEFT_OUT = 1000  # lines of the page; the file has all

@@ -125,8 +125,9 @@ SECTIONS = (
                  "upstream accuracy itself.", f"{factor}_best"))) + (
         Part("table", "accuracy_effects", "Slopes of accuracy over the logarithm of the setting, "
              "and the change from the lowest to the highest, with intervals over run seeds; "
-             "“(all)” pools the series. Of an accuracy that rises and then falls a slope says "
-             "little: there the best setting says more."),
+             "“(all)” takes those of all its series as draws alike. An accuracy that is highest "
+             "at some setting in between, beyond what run seeds explain, “peaks” there: of it a "
+             "slope says little, and the best setting more."),
     )),
     Section("geometry", "Margins and norms", tuple(
         part for factor, words in _FACTORS for part in (
@@ -139,7 +140,8 @@ SECTIONS = (
                  f"of all other layers, against {words}.", f"{factor}_norms"),
             Part("figure", f"{factor}_layer_norms", "The same norms layer by layer."))) + (
         Part("table", "geometry_effects", "Slopes over the logarithm of the setting, with "
-             "intervals over run seeds; those of norms are of their logarithm to base 10."),
+             "intervals over run seeds; those of norms are of their logarithm to base 10. What "
+             "“peaks” or “dips” turns at the setting beside."),
     )),
     Section("explained", "What goes with saturation, task by task", (
         Part("table", "explained", "Each task's saturation value (hull fit), rank correlation with "

@@ -104,7 +104,7 @@ def _head(points, upstream, seeds):
             "change_low": values[-1] - values[0] - 0.01 if known else None,
             "change_high": values[-1] - values[0] + 0.01 if known else None, "level": LEVEL,
             "verdict": ("undecided" if not known or abs(slope) <= 0.004
-                        else "rises" if slope > 0 else "falls"),
+                        else "rises" if slope > 0 else "falls"), "turn": None,
             "status": "ok" if known else "one seed",
             "reason": None if known else "one run seed a setting"})
   return curves, effects

@@ -62,6 +62,10 @@ def test_the_planted_effects_are_found_with_their_size(planted_tables):
       for quantity in ("margin", "margin_normalised"):
         found = _one(effects, factor=factor, quantity=quantity, layer=layer)
         assert found["verdict"] == (slope if sign > 0 else opposite) and found["quantile"] == 0.5
+    # Digits are best a decade above neutral, within the settings, and worse at both ends.
+    digits = _one(effects, factor=factor, quantity="ds", task="digits", shots=10)
+    assert digits["verdict"] == "peaks" and us["turn"] is None
+    assert abs(planted_layers.decades(factor, digits["turn"]) - 1.0) <= 0.6
   series = {line["series"] for line in effects}
   assert series == {ablations.ALL, *(label for label, _ in planted_layers.MODELS.values())}
   vit = _one(effects, factor="head_rate", quantity="us", series="ViT 64x4/8")
