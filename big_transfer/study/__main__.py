@@ -204,6 +204,7 @@ def _printed(study):
 
 def _explanation(tables):
   """What `explain` found, in one line on layers and one on the head, where there are any."""
+  from big_transfer.study import ablations
   lines = []
   shares = [line["earliest_depth_share"] for line in tables.get("explained", ())
             if line["earliest_depth_share"] is not None]
@@ -214,7 +215,7 @@ def _explanation(tables):
   for factor in ("decay", "rate"):
     verdicts = {"us": collections.Counter(), "ds": collections.Counter()}
     for line in tables.get("head_effects", ()):
-      if (line["factor"], line["series"]) == (f"head_{factor}", "(all)") and (
+      if (line["factor"], line["series"]) == (f"head_{factor}", ablations.ALL) and (
           line["quantity"] in verdicts):
         verdicts[line["quantity"]][line["verdict"]] += 1
     if verdicts["us"]:

@@ -6,10 +6,10 @@ their seeds. As in `trends`, without `upstream` and `shots` the rows of a specif
 import altair
 import numpy as np
 
+from big_transfer.study import ablations
 from big_transfer.study.figures import scatter, style
 
 FACTORS = {"head_decay": "head weight decay", "head_rate": "head learning rate, × the body's"}
-ALL = "(all)"  # the series that pools the others
 MOST_SERIES = 4  # told apart by dash and shape
 UPSTREAM_PANEL = "upstream accuracy"
 _DASHES = ([1, 0], [5, 3], [2, 2], [8, 3, 2, 3])
@@ -36,8 +36,8 @@ def series_of(tables, factor, upstream=None):
   """
   counts = {}
   for line in tables.get("head_curves", ()):
-    if (line["factor"] == factor and line["quantity"] == "us" and line["series"] != ALL
-        and upstream in (None, line["upstream"])):
+    if (line["factor"] == factor and line["quantity"] == "us"
+        and line["series"] != ablations.ALL and upstream in (None, line["upstream"])):
       counts[line["series"]] = counts.get(line["series"], 0) + (line["seeds"] or 1)
   names = sorted(counts, key=lambda name: (-counts[name], name))
   return names, names[:MOST_SERIES]
@@ -86,7 +86,9 @@ class _Setting:
 
   def y(self, field):
     return altair.Y(f"{field}:Q", title=f"best {self.title}",
-                    scale=altair.Scale(type="log", nice=False, padding=12),
+                    scale=altair.Scale(
+                        type="log", nice=False, padding=12,
+                        domain=[self.place(self.values[0]), self.place(self.values[-1])]),
                     axis=altair.Axis(values=self._ticks(_FEW_SHADES), labelExpr=self.label,
                                      labelOverlap="greedy"))
 
@@ -172,8 +174,6 @@ def _words(factor):
   return FACTORS[factor].split(",")[0]
 
 
-
-
 def _lifted(rows, low, high):
   """Adds `lift`, lines of text that a label is moved up by so that it stands on no other."""
   ends = {}
@@ -200,23 +200,23 @@ def _best_rows(tables, factor, upstream, shots):
       lines.append(line)
   series = {name: series_of(tables, factor, name)
             for name in {line["upstream"] for line in lines}}
-  drawn = {name: {*chosen, *([ALL] if len(every) > 1 else [])}  # of one series the pool is itself
+  drawn = {name: {*chosen, *([ablations.ALL] if len(every) > 1 else [])}  # the pool of one is it
            for name, (every, chosen) in series.items()}
   lines = [line for line in lines if line["series"] in drawn[line["upstream"]]]
   if not lines:
     return None
-  setting = _Setting([value for line in lines + list(of_upstream.values())
-                      for value in (line["best"], line["best_low"], line["best_high"])
-                      if value is not None], factor)
+  # All that was tried, so that a best one at either end is seen to be there.
+  setting = _Setting([line["value"] for line in tables.get("head_curves", ())
+                      if line["factor"] == factor and upstream in (None, line["upstream"])], factor)
   ends = min(0.0, min(line["correlation"] for line in lines)) - 0.12, 1.12
   groups = {}
   for line in lines:
     mine = of_upstream.get((line["upstream"], line["series"]))
-    row = {"panel": "all series" if line["series"] == ALL else line["series"],
+    row = {"panel": "all series" if line["series"] == ablations.ALL else line["series"],
            "upstream": line["upstream"] or "upstream", "shots": line["shots"],
            "label": style.cell_name(scatter.cell_of(line)), "upstream_best": mine and mine["best"],
-           **{name: line[name] for name in ("correlation", "best", "gain", "gain_low",
-                                            "gain_high")}}
+           **{name: line[name] for name in ("correlation", "best", "best_low", "best_high", "gain",
+                                            "gain_low", "gain_high")}}
     for name, source in (("best", line), ("upstream_best", mine)):
       for end in ("", "_low", "_high"):
         value = source and source[f"best{end}"]
@@ -244,14 +244,14 @@ def head_best(tables, factor, *, upstream=None, shots=style.EVERY):
     return None
   rows, setting, (low, high) = made
   x = altair.X("correlation:Q", scale=altair.Scale(domain=[low, high], nice=False),
-               axis=altair.Axis(format=".1f", tickCount=6, grid=False,
-                                values=[v / 5 for v in range(-5, 6) if low <= v / 5 <= 1]),
+               axis=altair.Axis(format=".1f", grid=False,
+                                values=[v / 2 for v in range(-2, 3) if low <= v / 2 <= 1]),
                title="Spearman's correlation of the task with upstream accuracy")
   y = setting.y("best_place")
   tooltip = ["label:N", altair.Tooltip("correlation:Q", format=".2f"),
              altair.Tooltip("best:Q", title=f"best {_words(factor)}", format="~g"),
-             altair.Tooltip("best_low_place:Q", title="not told from it, from", format=".3~g"),
-             altair.Tooltip("best_high_place:Q", title="to", format=".3~g"),
+             altair.Tooltip("best_low:Q", title="not told from it, from", format="~g"),
+             altair.Tooltip("best_high:Q", title="to", format="~g"),
              altair.Tooltip("upstream_best:Q", title="best for upstream accuracy", format="~g"),
              *(altair.Tooltip(f"{name}:Q", format="+.2%")
                for name in ("gain", "gain_low", "gain_high"))]
@@ -320,7 +320,7 @@ def margins(tables, factor, *, upstream=None):
     return None
   chart, rows = _by_layer(
       lines, factor, lambda line: f"{line['series']}: {_MARGINS[line['quantity']]}",
-      "median margin", altair.Axis(tickCount=5, format="~g"), altair.Scale(zero=False))
+      "median margin", altair.Axis(tickCount=5, format="~r"), altair.Scale(zero=False))
   return style.faceted(chart, rows, columns=2, title=f"Margins by layer, by {_words(factor)}",
                        order=list(dict.fromkeys(row["panel"] for row in rows)),
                        subtitle="Medians over upstream examples; means over run seeds, bars ± a "
@@ -343,7 +343,7 @@ def layer_norms(tables, factor, *, upstream=None):
   if not lines:
     return None
   chart, rows = _by_layer(lines, factor, lambda line: line["series"], "L2 norm",
-                          altair.Axis(tickCount=4, format="~g", grid=False),
+                          altair.Axis(tickCount=4, format="~r", grid=False),
                           altair.Scale(type="log", nice=False, padding=9))
   return style.faceted(chart, rows, columns=2, title=f"Norms by layer, by {_words(factor)}",
                        subtitle="Means over run seeds, bars ± a standard error.")
@@ -374,7 +374,7 @@ def norms(tables, factor, *, upstream=None):
 
   def y(field):
     return altair.Y(f"{field}:Q", title="L2 norm", scale=altair.Scale(zero=False),
-                    axis=altair.Axis(tickCount=4, format="~g"))
+                    axis=altair.Axis(tickCount=4, format="~r"))
   chart = altair.layer(
       altair.Chart().mark_rule(strokeWidth=1.2).encode(x=x, y=y("low"), y2="high:Q", color=colour),
       altair.Chart().mark_line(strokeWidth=1.5).encode(x=x, y=y("mean"), color=colour),
