@@ -66,9 +66,9 @@ def tables(points, rows, fits, spearman, *, l2=table.L2, level=0.9):
   """
   by_layer, best = layers.tables(points, rows, l2=l2)
   made = {"layers": by_layer, "best_layers": best} if best.num_rows else {}
-  ablations = head.tables(points, rows, spearman, level=level)
-  if ablations["head_curves"]:
-    made |= ablations
+  of_head = head.tables(points, rows, spearman, level=level)
+  if of_head["head_curves"]:
+    made |= of_head
   if made:
     made["explained"] = _explained(points, fits, spearman, made)
   return made

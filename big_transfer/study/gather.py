@@ -233,8 +233,8 @@ def _raise_bad_line(identities, error):
       for number, line in enumerate(file, 1):
         reason = _unparsable(line) if line.strip() else None
         if reason:
-          raise ValueError(f"{identity['source']}, line {number}: expected a row as a JSON object, but "
-                           f"{reason}; correct or delete the line") from error
+          raise ValueError(f"{identity['source']}, line {number}: expected a row as a JSON object, "
+                           f"but {reason}; correct or delete the line") from error
   raise ValueError(f"{records.METRICS} files can't be read: {error}") from error
 
 

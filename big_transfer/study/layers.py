@@ -29,7 +29,8 @@ COVERAGE = 0.95  # of the interval of a shortfall
 _OF_RUN = {name: table.RUN_COLUMNS[name] for name in ("run_id", "family", "model")}
 LAYER_COLUMNS = table.CELL_COLUMNS | _OF_RUN | {
     "layer": ("VARCHAR", "the layer probed: 'stem', 'block_00', ..., 'pre_logits'"),
-    "depth": ("BIGINT", "its place, 0 the stem; pre_logits is the last"),
+    "depth": ("BIGINT", "its place, 0 the stem; pre_logits is the last, after the deepest block "
+                        "that any row of the run names"),
     "depth_share": ("DOUBLE", "the same as a share of that of pre_logits"),
     "us": ("DOUBLE", "accuracy upstream of the run"),
     "ds": ("DOUBLE", "accuracy downstream of the layer, the mean over probe seeds"),
