@@ -275,7 +275,7 @@ def _prepare(job, stop_check):
             f"labels of '{data.name}'", flush=True)
   context = evaluators.Context(
       apply=net.apply, put=lambda batch: sharding.put_batch(batch, mesh), check=stop_check,
-      prepare=data.prepare, batch_size=s.eval_batch_size,
+      prepare=data.prepare, layers=net.layers, batch_size=s.eval_batch_size,
       upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test,
                                    objectives.LOSSES[s.loss]))
   always = {name: {**section, "every": 1} for name, section in s.evals.items()}

@@ -207,7 +207,7 @@ def _prepare(settings, stop_check):
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
       check=stop_check, prepare=data.prepare,
       upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test, program.loss),
-      batch_size=settings.eval_batch_size)
+      layers=program.layers, batch_size=settings.eval_batch_size)
   saving = build(settings_lib.Saving, settings.checkpoint, "checkpoint")
   return _Run(
       settings=settings, program=program, schedule=schedule, saving=saving, data=data,

@@ -9,7 +9,7 @@ An evaluator has `rows(params)`, an iterator of dicts with the columns of a reco
 `first=True` adds step 0), and the rest are its keyword arguments.
 """
 import dataclasses
-from typing import Any, Callable, Iterator, NamedTuple, Protocol
+from typing import Any, Callable, Iterator, NamedTuple, Protocol, Sequence
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class Context:
     check: called between batches; raises to leave an evaluation early.
     prepare: makes of a source the `pipeline.Prepared` examples that the model takes.
     upstream: the pre-training data, see `Upstream`.
+    layers: the keys of the model's `out`.
     batch_size: examples a forward pass.
   """
   apply: Callable
@@ -53,6 +54,7 @@ class Context:
   check: Callable[[], None]
   prepare: Callable
   upstream: Upstream
+  layers: Sequence[str]
   batch_size: int
 
 

@@ -8,8 +8,6 @@ read or passed through the model, once for all layers.
 import collections
 import difflib
 import functools
-import operator
-import re
 import warnings
 
 import jax
@@ -19,6 +17,7 @@ from big_transfer.data import pipeline
 from big_transfer.data import tasks as tasks_lib
 from big_transfer.data import transforms
 from big_transfer.evaluators import ridge
+from big_transfer.models import parts as parts_lib
 
 
 def draw(labels, classes, shots, seed):
@@ -40,35 +39,26 @@ def draw(labels, classes, shots, seed):
   return drawn
 
 
-def by_depth(names):
-  """Sorts the keys of a model's `out`: stem, block_00 …, pre_logits, logits."""
-  ends = {"stem": -1, "pre_logits": 1, "logits": 2}
-
-  def depth(name):
-    return ends.get(name, 0), int(name.rpartition("_")[2]) if name not in ends else 0
-
-  return sorted(names, key=depth)
-
-
 def resolve(layers, names):
   """The layers that are asked for, each once, by depth.
 
   Args:
     layers: "all", or names and indices into [stem, block_00 …, pre_logits], -1 the last of them.
-    names: keys of the model's `out`.
+    names: keys of the model's `out`, in any order.
 
   Raises:
     ValueError: a layer that the model has not.
   """
-  names = by_depth(names)
+  names = sorted(names, key=parts_lib.depth)
   probed = [name for name in names if name != "logits"]
   if layers == "all":
     return probed
   chosen = set()
   for layer in layers:
+    whole = hasattr(layer, "__index__") and not isinstance(layer, bool)
     if isinstance(layer, str) and layer in names:
       chosen.add(layer)
-    elif not isinstance(layer, str) and -len(probed) <= layer < len(probed):
+    elif whole and -len(probed) <= layer < len(probed):
       chosen.add(probed[layer])
     else:
       near = difflib.get_close_matches(str(layer), names, n=1)
@@ -81,28 +71,20 @@ def resolve(layers, names):
 
 
 @functools.lru_cache(maxsize=16)  # one compiled function serves all tasks and runs of one model
-def _extract(apply, layers):
+def _extract(apply, deepest):
   """Returns `extract(params, images_u8) -> {layer: (B, D) float32}`, jitted.
 
   All layers as far as the deepest that is asked for: pooled outputs cost nothing beside the
-  blocks, and how XLA fuses, so how it rounds, doesn't depend on what else is asked for. Beyond
-  it they are empty, (0, D), and not computed.
+  blocks, and how XLA fuses, so how it rounds, doesn't depend on what else is asked for. What lies
+  beyond is not computed.
   """
 
   def extract(params, images):
     _, out = apply({"params": params}, transforms.to_float(images), train=False)
-    names, deepest = by_depth(out), resolve(layers, out)[-1]
-    last = len(names) if deepest == "pre_logits" else names.index(deepest) + 1
-    return {name: out[name] if i < last else out[name][:0] for i, name in enumerate(names)}
+    names = sorted(out, key=parts_lib.depth)
+    return {name: out[name] for name in names[:names.index(deepest) + 1]}
 
   return jax.jit(extract)
-
-
-def _reach(layers):
-  """What `_extract` is asked for: the same for all requests that need the whole model."""
-  if layers == "all" or {-1, "pre_logits", "logits"} & set(layers):
-    return ("pre_logits",)
-  return layers
 
 
 class _Probe:
@@ -145,8 +127,11 @@ class FewShot:
       indices, see `resolve`.
 
   Features of all layers are kept on the host while a task is probed: 4 bytes for each example
-  drawn or of the test split × layer × width, 0.4 GB for 10,000 at 12 layers of width 768; and
-  once more on the device while it solves.
+  drawn or of the test split × layer × width, 0.4 GB for 10,000 at 12 layers of width 768; those
+  that are solved at once, at most 1 GB unless one layer takes more, a second time there and on
+  the device.
+
+  A probe whose scores are not all finite gives a row without a value, with a reason.
 
   Attributes:
     probes: the tasks made ready, each with its pool of drawn examples and its test split.
@@ -164,7 +149,7 @@ class FewShot:
       raise ValueError(f"few-shot shots {tuple(shots)} and strengths {tuple(l2)} must be positive")
     self._context = context
     self._shots, self._seeds = sorted(set(shots)), tuple(seeds)
-    self._l2, self._layers = tuple(l2), _checked(layers)
+    self._l2, self._layers = tuple(l2), resolve(layers, context.layers)
     self.probes = [_Probe(tasks_lib.resolve(task), context.prepare, self._shots, self._seeds)
                    for task in tasks]
 
@@ -173,12 +158,13 @@ class FewShot:
       train = self.features(params, probe.train, probe.pool)
       test = self.features(params, probe.test, np.arange(len(probe.test)))
       correct = self.solve(probe, train, test)
-      for layer in train:
+      for layer in self._layers:
         yield from self._rows(probe, layer, correct)
 
   def features(self, params, examples, indices):
     """Returns `{layer: (n, D) float32}`, by depth, of these examples of a `Prepared`."""
-    extract = _extract(self._context.apply, _reach(self._layers))
+    deepest = self._layers[-1]
+    extract = _extract(self._context.apply, "logits" if deepest == "pre_logits" else deepest)
     features, waiting, start = {}, collections.deque(), 0
 
     def fetch():
@@ -191,7 +177,7 @@ class FewShot:
     for batch in pipeline.batches(examples, indices, self._context.batch_size):
       self._context.check()
       out = extract(params, self._context.put({"image": batch["image"]})["image"])
-      part = {layer: out[layer] for layer in resolve(self._layers, out)}
+      part = {layer: out[layer] for layer in self._layers}
       for x_BD in part.values():
         x_BD.copy_to_host_async()
       n = int(batch["mask"].sum())
@@ -206,11 +192,8 @@ class FewShot:
   def solve(self, probe, train, test):
     """Returns `{(layer, shots): right predictions (seeds, strengths)}` of one of `probes`."""
     correct = {}
-    widths = collections.defaultdict(list)
-    for layer, x_PD in train.items():
-      widths[x_PD.shape[1]].append(layer)
     labels = np.asarray(probe.test.labels)
-    for layers in widths.values():
+    for layers in _batches(train, len(probe.pool) + len(probe.test)):
       train_KPD, test_KMD = (jax.device_put(np.stack([features[layer] for layer in layers]))
                              for features in (train, test))  # once for all shots
       for shots in self._shots:
@@ -226,27 +209,32 @@ class FewShot:
       short = probe.fewest < shots
       for seed, draws, correct_L in zip(self._seeds, probe.indices(shots), correct[layer, shots]):
         for l2, right in zip(self._l2, correct_L):
+          told = {"value": int(right) / len(probe.test), "status": "ok",
+                  "reason": f"smallest class has {probe.fewest} examples" if short else None}
+          if right < 0:
+            told = {"value": None, "status": "non-finite",
+                    "reason": "the probe's scores are infinite or NaN"}
           yield {"evaluator": "fewshot", "task": probe.task.name, "variant": probe.task.variant,
                  "setting": "fewshot", "split": "test", "shots": shots,
                  "examples_used": len(draws), "seed": seed, "layer": layer,
-                 "l2": float(l2), "metric": probe.task.metric,
-                 "value": int(right) / len(probe.test), "status": "ok",
-                 "reason": f"smallest class has {probe.fewest} examples" if short else None}
+                 "l2": float(l2), "metric": probe.task.metric, **told}
 
 
-def _checked(layers):
-  """Layers as a hashable: "all", or a tuple of names and ints.
+def _batches(features, examples):
+  """Yields lists of layers of one width, to be solved at once; see `FewShot` for their size.
 
-  A name that no model has fails here, before the training, not at the first evaluation.
+  Args:
+    features: `{layer: (n, D)}`.
+    examples: how many there are, of all splits.
   """
-  if layers == "all":
-    return layers
-  for layer in layers:
-    named = isinstance(layer, str) and re.fullmatch(r"stem|block_\d\d+|pre_logits|logits", layer)
-    if not named and (isinstance(layer, (bool, str)) or not hasattr(layer, "__index__")):
-      raise ValueError(f"few-shot layer {layer!r}: expected one of stem, block_00, block_01 …, "
-                       "pre_logits, logits, or an index such as -1")
-  return tuple(layer if isinstance(layer, str) else operator.index(layer) for layer in layers)
+  by_width = collections.defaultdict(list)
+  for layer, x_nD in features.items():
+    by_width[x_nD.shape[1]].append(layer)
+  for width, layers in by_width.items():
+    size = max(1, _AT_ONCE // (4 * width * examples))
+    for start in range(0, len(layers), size):
+      yield layers[start:start + size]
 
 
 _IN_FLIGHT = 4  # batches that the device may work on while an earlier one's features are copied
+_AT_ONCE = 10**9  # bytes of features that are solved at once

@@ -25,6 +25,7 @@ class Network(NamedTuple):
     apply: its `apply`; the same object for equal settings, so that what is compiled for it is too.
     label: the model's name for people.
     image_shape: (H, W, 3).
+    layers: the keys of its `out`.
     shapes: the parameters as shapes, a nested dict.
     parameters: their number.
     flops: forward FLOPs an example.
@@ -33,6 +34,7 @@ class Network(NamedTuple):
   apply: Callable
   label: str
   image_shape: tuple
+  layers: tuple
   shapes: dict
   parameters: int
   flops: int
@@ -42,7 +44,7 @@ class Program(NamedTuple):
   """A model, its objective and its optimiser, compiled for a mesh.
 
   Attributes:
-    apply, label, parameters, flops: of the `Network`.
+    apply, label, layers, parameters, flops: of the `Network`.
     names: of all parameters.
     mesh: over which it runs.
     init: `init(seed) -> TrainState`, jitted, sharded.
@@ -52,6 +54,7 @@ class Program(NamedTuple):
   """
   apply: Callable
   label: str
+  layers: tuple
   parameters: int
   flops: int
   names: list
@@ -80,12 +83,13 @@ def _network(text):
   name = settings["model"].pop("name")
   module = models.build(name, variant, num_classes=settings["classes"], **settings["model"])
   image_shape = (settings["image_size"], settings["image_size"], 3)
-  params = jax.eval_shape(
-      module.init, jax.random.key(0),
-      jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))["params"]
+  (_, out), variables = jax.eval_shape(
+      module.init_with_output, jax.random.key(0),
+      jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  params = variables["params"]
   return Network(
       module=module, apply=module.apply, label=models.label(name, variant, module),
-      image_shape=image_shape, shapes=params,
+      image_shape=image_shape, layers=tuple(out), shapes=params,
       parameters=sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
       flops=shapes.flops_per_example(module, image_shape))
 
@@ -138,6 +142,7 @@ def _build(text):
   return Program(
       apply=net.apply,
       label=net.label,
+      layers=net.layers,
       parameters=net.parameters,
       flops=net.flops,
       names=names,

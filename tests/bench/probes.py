@@ -46,7 +46,7 @@ def _rows_of_size(row, classes, shots, width, folder):
   apply, params = _model(classes, width)
   context = evaluators.Context(
       apply=apply, put=jax.device_put, check=lambda: None, upstream=None, batch_size=64,
-      prepare=lambda source: pipeline.prepare(source, PIXELS))
+      layers=LAYERS[1], prepare=lambda source: pipeline.prepare(source, PIXELS))
   probes = [fewshot.FewShot(context, tasks=[task], shots=(shots,), seeds=SEEDS, layers=layers)
             for layers in LAYERS]
   measured = 2048 if width < 512 else 192

@@ -201,7 +201,7 @@ def fewshot(config, args):
   params = [init(jax.random.key(i), jnp.zeros((1, *shape)))["params"] for i in range(4)]
   context = evaluators.Context(
       apply=module.apply, put=jax.device_put, check=lambda: None, prepare=prepare,
-      upstream=None, batch_size=config.eval_batch_size)
+      upstream=None, layers=("pre_logits",), batch_size=config.eval_batch_size)
   task = tasks.resolve(config.upstream.to_dict() if args.data == "fractals" else args.data)
 
   began = time.perf_counter()

@@ -33,7 +33,7 @@ def _context(batch_size=64, apply=_apply, test=None):
   prepare = lambda source: pipeline.prepare(source, SIZE)
   return evaluators.Context(
       apply=apply, put=lambda batch: sharding.put_batch(batch, mesh), check=lambda: None,
-      prepare=prepare, batch_size=batch_size,
+      prepare=prepare, layers=("stem", "pre_logits", "logits"), batch_size=batch_size,
       upstream=evaluators.Upstream(
           "digits", prepare(sources.open_source("digits", "train")), None,
           prepare(test or sources.open_source("digits", "test")), objectives.softmax_xent))
@@ -172,7 +172,7 @@ def test_schedule_of_evaluations():
 
 def test_measures_batch_over_members():
   """What `rows` jits is pure, so that a population can be evaluated in one call."""
-  extract = fewshot._extract(_apply, ("pre_logits",))
+  extract = fewshot._extract(_apply, "pre_logits")
   members = {"scale": jnp.stack([PARAMS["scale"], 2 * PARAMS["scale"]])}
   images = np.full((8, SIZE, SIZE, 3), 255, np.uint8)
   out = jax.vmap(extract, in_axes=(0, None))(members, images)["pre_logits"]

@@ -58,7 +58,7 @@ def _context(apply, batch_size=4, chosen=None, train_source=None):
   prepare = lambda source: pipeline.prepare(source, SIZE)
   return evaluators.Context(
       apply=apply, put=lambda batch: sharding.put_batch(batch, mesh), check=lambda: None,
-      prepare=prepare, batch_size=batch_size,
+      prepare=prepare, layers=(), batch_size=batch_size,
       upstream=evaluators.Upstream("noise", prepare(train_source or _source()), chosen,
                                    prepare(_source(1, 9)), objectives.sigmoid_xent))
 

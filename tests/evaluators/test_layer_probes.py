@@ -32,7 +32,8 @@ def _model(name):
 def _context(apply, batch_size=64):
   return evaluators.Context(  # on one device: eight fake ones take longer to compile for
       apply=apply, put=jax.device_put, check=lambda: None,
-      prepare=lambda source: pipeline.prepare(source, SIZE), upstream=None, batch_size=batch_size)
+      prepare=lambda source: pipeline.prepare(source, SIZE), upstream=None,
+      layers=(*sorted(LAYERS), "logits"), batch_size=batch_size)
 
 
 def _rows(apply, params, layers, batch_size=64, **kwargs):
@@ -44,7 +45,6 @@ def _rows(apply, params, layers, batch_size=64, **kwargs):
 def test_layers_are_ordered_by_depth_whatever_the_order_of_keys():
   names = ["pre_logits", "block_101", "logits", "block_99", "stem", "block_00"]
   expected = ["stem", "block_00", "block_99", "block_101", "pre_logits", "logits"]
-  assert fewshot.by_depth(names) == expected
   assert fewshot.resolve("all", names) == expected[:-1]
   assert fewshot.resolve((-1, "stem", -2, "pre_logits", 4, 0), names) == [
       "stem", "block_101", "pre_logits"]
@@ -129,16 +129,36 @@ def test_a_layer_is_measured_alike_whatever_the_batch():
 @pytest.mark.parametrize("layers, message", [
     (("block_03",), r"'block_03'.*did you mean 'block_0\d'\?.*expected some of stem, block_00, "
                     r"block_01, block_02, pre_logits, logits, indices from -5 to 4, or \"all\""),
-    (("stem", 5), "few-shot layer 5 is not"), ((-6,), "few-shot layer -6 is not")])
-def test_layers_that_the_model_has_not(layers, message):
-  with pytest.raises(ValueError, match=message):
-    fewshot.resolve(layers, [*LAYERS, "logits"])
-
-
-@pytest.mark.parametrize("layers, message", [
-    ("stem", "expected a list of at least one"), ((), "at least one"),
-    (("stem", "block_3"), "'block_3': expected one of stem, block_00, block_01"),
-    ((1.5,), "1.5: expected one of"), ((True,), "True: expected one of")])
-def test_layers_that_no_model_has(layers, message):
+    (("stem", 5), "few-shot layer 5 is not"), ((-6,), "few-shot layer -6 is not"),
+    (("stem", "block_3"), "'block_3' is not"), ((1.5,), "1.5 is not"), ((True,), "True is not"),
+    ("stem", "expected a list of at least one"), ((), "at least one")])
+def test_layers_that_the_model_has_not_are_told_before_anything_is_measured(layers, message):
   with pytest.raises(ValueError, match=message):
     fewshot.FewShot(_context(None), tasks=["digits"], layers=layers)
+
+
+def test_layers_solved_a_few_at_a_time_are_those_solved_at_once(monkeypatch):
+  module, params = _model("resnet")  # two of its layers are narrower than the others
+  expected = _rows(module.apply, params, "all")
+  solved, correct = [], fewshot.ridge.correct
+  monkeypatch.setattr(fewshot.ridge, "correct", lambda x_KPD, *rest, **kwargs: (
+      solved.append(x_KPD.shape[::2]), correct(x_KPD, *rest, **kwargs))[1])
+  assert _rows(module.apply, params, "all") == expected
+  assert sorted(solved) == [(1, 4), (1, 16), (3, 32)]
+  solved.clear()
+  monkeypatch.setattr(fewshot, "_AT_ONCE", 1)
+  assert _rows(module.apply, params, "all") == expected
+  assert [many for many, _ in solved] == [1] * 5
+
+
+def test_features_that_are_not_finite_give_no_accuracy():
+  def apply(variables, images, train=False):
+    logits, out = module.apply(variables, images, train=train)
+    return logits, out | {"block_01": out["block_01"] * jnp.inf}
+
+  module, params = _model("mixer")
+  for row in _rows(apply, params, ("block_01", "pre_logits")):
+    if row["layer"] == "block_01":
+      assert (row["value"], row["status"]) == (None, "non-finite") and "NaN" in row["reason"]
+    else:
+      assert row["status"] == "ok" and row["value"] > 0
