@@ -187,6 +187,13 @@ def _pooled(by_series):
   return by_series.get(ablations.ALL) or next(iter(by_series.values()))
 
 
+def _single(tables, factor, upstream, *quantities):
+  """({series: lines} of the effects but what is pooled, the names of those that are drawn)."""
+  by_series = _effects(tables, factor, upstream, *quantities)
+  single = {name: lines for name, lines in by_series.items() if name != ablations.ALL} or by_series
+  return single, head.series_of(tables, factor, upstream)[1] or list(single)
+
+
 def _by_series(by_series, chosen):
   """The verdicts of the single series on one quantity, where there are several."""
   words = [f"{name}: {_with_verdict(line)}" for name, lines in by_series.items()
@@ -233,7 +240,7 @@ def head_accuracy(factor, tables, upstream, shots):
                                     for line in (ends[0], ends[-1]))) + ".")
   every = [line for line in pooled if line["quantity"] == "ds"]
   if _without_seeds(pooled):
-    return " ".join(said + ["With one run seed a setting and series chance can't be told from "
+    return " ".join(said + ["With one run seed a setting and series, chance can't be told from "
                             "effect, so every part of the paper's claim is undecided here."])
   if len(every) > len(tasks):
     said.append(f"Of all {len(every)} tasks × numbers of shots, "
@@ -296,16 +303,17 @@ def head_best(factor, tables, upstream, shots):
     sides = [side for line, side in zip(ranged, sides)
              if (line["task"], line["variant"], line["setting"]) in related]
     if sides:
-      text += (f". That tasks related to upstream (here {len(sides)}) are best at a "
-               f"{'higher' if _SIGN[factor] > 0 else 'lower'} one than upstream accuracy "
-               f"{_outcome(sides, _SIGN[factor])}")
+      text += (f". What the paper finds, that tasks related to upstream (here {len(sides)}) are "
+               f"best at a {'higher' if _SIGN[factor] > 0 else 'lower'} one than upstream "
+               f"accuracy, {_outcome(sides, _SIGN[factor])}")
   text += "."
   gains = sorted(line["gain"] for line in tasks
                  if line["gain"] is not None and line["best"] != line["neutral"])
   if gains:
     sure = sum(line["gain_low"] is not None and line["gain_low"] > 0 for line in tasks)
-    text += (f" Where it isn't the neutral setting, {_some(_neutral_words(tasks))}, a task's best "
-             f"gains {100 * gains[0]:.1f} to {100 * gains[-1]:.1f} points over that, "
+    neutral = _some(sorted({f"{line['neutral']:g}" for line in tasks}))
+    text += (f" Where it isn't the neutral setting, {neutral}, a task's best "
+             f"gains {_range_of(gains)} points over that, "
              + (f"with an interval above 0 for {sure} of {len(gains)}" if any(
                  line["gain_low"] is not None for line in tasks)
                 else "with one run seed and so no interval")
@@ -315,16 +323,16 @@ def head_best(factor, tables, upstream, shots):
       "The best setting against the task's correlation with upstream accuracy")
 
 
+def _range_of(shares):
+  return " to ".join(dict.fromkeys(f"{100 * share:.1f}" for share in (shares[0], shares[-1])))
+
+
 def _end(tables, factor, upstream, value):
   """A warning where nothing beyond a setting was tried."""
   tried = [line["value"] for line in tables.get("head_curves", ()) if line["quantity"] == "us"
            and (line["factor"], line["upstream"]) == (factor, upstream)]
   ends = {min(tried, default=None): "lowest", max(tried, default=None): "highest"}
   return f", the {ends[value]} tried" if value in ends else ""
-
-
-def _neutral_words(lines):
-  return sorted({f"{line['neutral']:g}" for line in lines})
 
 
 def _range(line):
@@ -336,9 +344,7 @@ def _range(line):
 
 def margins(factor, tables, upstream, _):
   """Whether margins move from the last layer to the body."""
-  by_series = _effects(tables, factor, upstream, "margin", "margin_normalised")
-  single = {name: lines for name, lines in by_series.items() if name != ablations.ALL} or by_series
-  drawn = head.series_of(tables, factor, upstream)[1]
+  single, drawn = _single(tables, factor, upstream, "margin", "margin_normalised")
   said, outcomes = [], []
   for name, lines in single.items():
     for quantity, words in (("margin", "raw"), ("margin_normalised", "normalised")):
@@ -351,13 +357,13 @@ def margins(factor, tables, upstream, _):
       if last:
         text += f"; pre_logits {_with_verdict(last)}"
       outcomes += [(words, verdict) for verdict in body]
-      if (body or last) and name in (drawn or single):
+      if (body or last) and name in drawn:
         said.append(text + ".")
   if not said:
     return None
   said.insert(0, f"Slopes of the median margin over a decade of {_WORDS[factor]}.")
   if all(_without_seeds(lines) for lines in single.values()):
-    return " ".join(said + ["With one run seed a setting nothing can be decided."])
+    return " ".join(said + ["With one run seed a setting, nothing can be decided."])
   parts = [(f"the {kind} margins of the body's layers rise",
             _outcome([verdict for words, verdict in outcomes if words == kind], _SIGN[factor]))
            for kind in dict.fromkeys(words for words, _ in outcomes)]
@@ -383,8 +389,25 @@ def norms(factor, tables, upstream, _):
   if not said:
     return None
   if _without_seeds(pooled):
-    return " ".join(said + ["With one run seed a setting nothing can be decided."])
+    return " ".join(said + ["With one run seed a setting, nothing can be decided."])
   return " ".join(said + [_claims(factor, claims)])
+
+
+def layer_norms(factor, tables, upstream, _):
+  """In which layers the norm moves, series by series."""
+  single, drawn = _single(tables, factor, upstream, "l2_norm")
+  said = []
+  for name, lines in single.items():
+    body = sorted((line for line in lines if line["layer"] not in ("head", "body")),
+                  key=lambda line: line["slope"])
+    if body and name in drawn:
+      ends = dict.fromkeys(f"{_interval(line, 'slope')} ({line['layer']})"
+                           for line in (body[0], body[-1]))
+      said.append(f"{name}: of {len(body)} layers below the head, "
+                  f"{_counted(line['verdict'] for line in body)}; "
+                  + ("from " if len(ends) > 1 else "") + " to ".join(ends) + ".")
+  return " ".join([f"Slopes of the L2 norm over a decade of {_WORDS[factor]}.", *said]
+                  ) if said else None
 
 
 def _of_task(line):
@@ -422,4 +445,5 @@ def by_task(tables, upstream, shots):
 FINDINGS = {"layer_overlay": overlay, "layer_curves": curves, "explained": by_task}
 FINDINGS |= {f"{factor}_{name}": functools.partial(make, factor) for factor in head.FACTORS
              for name, make in (("accuracy", head_accuracy), ("best", head_best),
-                                ("margins", margins), ("norms", norms))}
+                                ("margins", margins), ("norms", norms),
+                                ("layer_norms", layer_norms))}

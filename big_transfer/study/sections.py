@@ -133,12 +133,13 @@ SECTIONS = (
         part for factor, words in _FACTORS for part in (
             Part("figure", f"{factor}_margins", "Median margin of upstream examples at each layer, "
                  f"a line a value of {words}: true class against the strongest competitor, over "
-                 "the norm of the difference's gradient there; normalised by the activations' "
-                 "total variance. Means over run seeds, bars ± a standard error.",
+                 "the norm of the difference's gradient there; normalised: over the square root of the "
+                 "activations' total variance. Means over run seeds, bars ± a standard error.",
                  f"{factor}_margins"),
             Part("figure", f"{factor}_norms", "L2 norm of the head's weights, and the sum of those "
                  f"of all other layers, against {words}.", f"{factor}_norms"),
-            Part("figure", f"{factor}_layer_norms", "The same norms layer by layer."))) + (
+            Part("figure", f"{factor}_layer_norms", f"The L2 norm of each layer's weights, a line "
+                 f"a value of {words}.", f"{factor}_layer_norms"))) + (
         Part("table", "geometry_effects", "Slopes over the logarithm of the setting, with "
              "intervals over run seeds; those of norms are of their logarithm to base 10. What "
              "“peaks” or “dips” turns at the setting beside."),

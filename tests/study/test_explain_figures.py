@@ -260,6 +260,8 @@ def test_findings_state_the_tables_numbers(study):
   assert "changes the L2 norm of the head by −49.9 %" in texts["head_decay_norms"]
   assert "(falls)" in texts["head_decay_norms"] and "(rises)" in texts["head_decay_norms"]
   assert "of 4 layers of the body (stem and blocks), 4 up" in texts["head_decay_margins"]
+  assert ("ViT 64x4: of 5 layers below the head, 5 up, 0 down and 0 undecided; from +25.9 % "
+          "[+24.7, +27.1] (stem)") in texts["head_decay_layer_norms"]
   assert "0.01, the lowest tried (not told from it: 0.01 to 0.1)" in texts["head_decay_best"]
   assert ("Of 2 tasks, a higher one is best for 1, a lower one for 0, the same for 1; for 1 "
           "(digits) the settings that can't be told from the best are all others than upstream "
@@ -282,7 +284,7 @@ def test_the_papers_claim_is_judged_part_by_part_and_in_either_direction(study):
     assert (f"that upstream accuracy ranks best) "
             f"{'holds here' if related == 'digits' else 'fails here'}") in accuracy
     assert (f"tasks related to upstream (here 1) are best at a "
-            f"{'higher' if factor == 'head_decay' else 'lower'} one than upstream accuracy "
+            f"{'higher' if factor == 'head_decay' else 'lower'} one than upstream accuracy, "
             f"{'holds here' if related == 'digits' else 'is undecided here'}"
             ) in texts[f"{factor}_best"]
     assert "normalised margins of the body's layers rise holds here" in texts[f"{factor}_margins"]
