@@ -43,6 +43,8 @@ from big_transfer.training import upstream as upstream_lib
 CHANGEABLE = ("evals", "eval_batch_size", "mesh")
 # What an evaluation takes of a config; the other keys are of the training.
 _FORWARD = ("model", "upstream", "image_size", "fit", "loss", "evals", "eval_batch_size", "mesh")
+# What goes with the parameters: another run's, where --init names one.
+_OF_PARAMETERS = ("model", "image_size", "loss")
 # What a record repeats of the run.json of the run that trained the parameters.
 _OF_TRAINING = ("config_name", "overrides", "seed", "batch_size", "total_steps", "total_epochs",
                 "wall_seconds")
@@ -155,15 +157,16 @@ def _job(workdir, evals, step, init, config, out, overrides, texts):
     origin = origin_lib.of_file(init)
   else:
     origin = origin_lib.of_run(init or workdir, step)
-  if init and origin.config:  # the other run's model, and what goes with it
-    config |= {key: origin.config[key] for key in ("model", "image_size", "loss")
-               if key in origin.config}
+  if init and origin.config:
+    config = _with_parameters_of(origin, config, [*overrides, *texts])
   settings = configuring.build(settings_lib.Settings, config, "")
   settings_lib.check_forward(settings)
   objectives.classification(settings.loss)  # raises where there is no such loss
   identity = configuring.identity("evaluation", {
       "evals": settings.evals, "step": origin.step, "parameters": origin.identity,
-      "upstream": settings.upstream, "fit": settings.fit})
+      "upstream": settings.upstream, "fit": settings.fit,
+      # A run's identity says these; a file may fit models and images of several kinds.
+      **({key: getattr(settings, key) for key in _OF_PARAMETERS} if origin.config is None else {})})
   folder = workdir / records.EVALUATIONS / identity if out is None else pathlib.Path(out)
   source = pathlib.Path(init or workdir).absolute()
   return _Job(folder.expanduser().absolute(), identity, settings, origin,
@@ -213,6 +216,21 @@ def _configured(base, evals, overrides, texts, of_run):
     raise configuring.ConfigError("nothing to evaluate: the config has no evaluators; name a file "
                                   "of them by --evals, such as configs/evaluate/layers.py")
   return config
+
+
+def _with_parameters_of(origin, config, paths):
+  """The config with what goes with another run's parameters; what it leaves out is the default.
+
+  Raises:
+    ConfigError: a change of it, among the `paths` to be changed.
+  """
+  for path in paths:
+    if path.partition(".")[0] in _OF_PARAMETERS:
+      raise configuring.ConfigError(
+          f"config key '{path}' can't change with --init of a run: {', '.join(_OF_PARAMETERS)} go "
+          f"with the parameters, {origin.where}; leave it out")
+  others = {key: value for key, value in config.items() if key not in _OF_PARAMETERS}
+  return others | {key: origin.config[key] for key in _OF_PARAMETERS if key in origin.config}
 
 
 def _sections(evals, own):

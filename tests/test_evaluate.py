@@ -1,4 +1,5 @@
 """Evaluations of what is trained already: the loop's own rows, of any run or file, left apart."""
+import functools
 import json
 import os
 import pathlib
@@ -129,6 +130,9 @@ def test_another_runs_model_on_this_runs_data(trained, other, tmp_path):
   assert _rows(tmp_path / "out", "fewshot") == _rows(tmp_path / "same", "fewshot") != []
   assert again["parameters_from"] == found["parameters_from"]
   assert records.read_config(tmp_path / "out")["model"]["depth"] == 2
+  with pytest.raises(ValueError, match="'image_size' can't change with --init of a run: model, "):
+    evaluate_lib.evaluate(config=toy.config(), init=other, out=tmp_path / "small",
+                          overrides={"image_size": 8})
   with pytest.raises(ValueError, match="holds another run or evaluation .*use another folder"):
     evaluate_lib.evaluate(trained, evals=FEW, init=other, out=trained)
 
@@ -162,6 +166,29 @@ def test_published_parameters_are_measured_as_the_run_was(trained, tmp_path, nam
   with pytest.raises(ValueError, match="has no parameter head/kernel.*it has embedding/bias$"):
     evaluate_lib.evaluate(config=toy.config(), init=path, out=tmp_path / "out2")
   assert not (tmp_path / "out2").exists()
+
+
+def test_a_file_evaluated_at_another_size_is_another_evaluation(tmp_path):
+  config = toy.config(
+      evals={"probes": dict(kind="fewshot", every=1, tasks=("digits",), shots=(1,), seeds=(0,))},
+      model=dict(name="resnet", depths=(1,), width=0.0625, root_kernel=3, root_stride=1,
+                 root_pool=False))
+  net = program.network(model=settings.recorded(config)["model"], classes=4, image_size=16)
+  rng = np.random.default_rng(0)
+  np.savez(tmp_path / "a.npz", **{name: rng.normal(size=leaf.shape).astype(np.float32)
+                                  for name, leaf in trees.flatten(net.shapes).items()})
+  evaluate = functools.partial(evaluate_lib.evaluate, config=config, init=tmp_path / "a.npz",
+                               out=tmp_path / "out")
+  assert evaluate() == evaluate()
+  with pytest.raises(ValueError, match="holds another run or evaluation"):
+    evaluate(overrides={"image_size": 8})
+
+
+def test_another_runs_loss_is_the_default_where_it_names_none(trained, other, tmp_path):
+  config = toy.config(loss="softmax_xent", evals=records.read_config(trained)["evals"])
+  upstream = {"upstream": dict(kind="classification")}
+  evaluate_lib.evaluate(config=config, evals=upstream, init=trained, out=tmp_path / "out")
+  assert _rows(tmp_path / "out") == _rows(trained, "upstream") != []
 
 
 def test_parameters_that_diverged_are_refused(trained, tmp_path):
