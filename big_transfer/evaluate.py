@@ -102,39 +102,39 @@ def evaluate(workdir: str | os.PathLike | None = None, *, evals=None, step: int 
   Example:
     evaluate("runs/first", overrides={"evals.probes.layers": "all"})
   """
-  return _evaluate(workdir, evals, step, init, config, out, overrides or {}, {})
+  with interrupts_lib.Interrupts() as interrupts:
+    return _evaluate(interrupts, workdir, evals, step, init, config, out, overrides or {}, {})
 
 
-def _evaluate(workdir, evals, step, init, config, out, overrides, texts):
+def _evaluate(interrupts, workdir, evals, step, init, config, out, overrides, texts):
   """`evaluate`, also with changes as they were typed: `texts`, path → text."""
   started = time.time()
   job = _job(workdir, evals, step, init, config, out, overrides, texts)
   if _is_done(job):
     print(f"{job.folder} is evaluated already; nothing to do", flush=True)
     return _answer(job)
-  with interrupts_lib.Interrupts() as interrupts:
-    items, params, facts = _prepare(job, interrupts.check)
-    with records.Record(job.folder) as record:
-      if _is_done(job):  # by another process, while this one got ready
-        return _answer(job)
-      record.truncate(0)  # rows of an evaluation that was killed: all is measured again
-      record.update_run(**facts, status="running", error=None, signal=None)
-      record.write_config({**(job.origin.config or {}),
-                           **{key: getattr(job.settings, key) for key in _FORWARD}})
-      timings = {}
-      try:
-        print(f"{job.name}, {facts['model']['label']}, step {job.origin.step}:", flush=True)
-        rows = _rows(job, items, params, timings)
-        record.append(rows)
-      except interrupts_lib.Interrupted:
-        print(f"stopped by {interrupts.signal}; the same command starts over", flush=True)
-        record.update_run(status="interrupted", signal=interrupts.number)
-        return _answer(job)
-      except Exception as e:
-        record.update_run(status="failed", error=f"{type(e).__name__}: {e}")
-        raise
-      record.update_run(status="finished", evaluation_seconds=time.time() - started,
-                        timings=timings)
+  items, params, facts = _prepare(job, interrupts.check)
+  with records.Record(job.folder) as record:
+    if _is_done(job):  # by another process, while this one got ready
+      return _answer(job)
+    record.truncate(0)  # rows of an evaluation that was killed: all is measured again
+    record.update_run(**facts, status="running", error=None, signal=None)
+    record.write_config({**(job.origin.config or {}),
+                         **{key: getattr(job.settings, key) for key in _FORWARD}})
+    timings = {}
+    try:
+      print(f"{job.name}, {facts['model']['label']}, step {job.origin.step}:", flush=True)
+      rows = _rows(job, items, params, timings)
+      record.append(rows)
+    except interrupts_lib.Interrupted:
+      print(f"stopped by {interrupts.signal}; the same command starts over", flush=True)
+      record.update_run(status="interrupted", signal=interrupts.number)
+      return _answer(job)
+    except Exception as e:
+      record.update_run(status="failed", error=f"{type(e).__name__}: {e}")
+      raise
+    record.update_run(status="finished", evaluation_seconds=time.time() - started,
+                      timings=timings)
   print(f"  {len(rows)} rows in {job.folder}", flush=True)
   return _answer(job)
 
@@ -353,23 +353,24 @@ def main(argv=None):
   args = _parser().parse_args(others)
   workdirs = args.workdir or [None]
   failed = []
-  for number, workdir in enumerate(workdirs, 1):
-    out = args.out
-    if len(workdirs) > 1:
-      print(f"[{number}/{len(workdirs)}] {workdir}", flush=True)
-      out = out and pathlib.Path(out) / pathlib.Path(workdir).name
-    try:
-      run = _evaluate(workdir, args.evals, args.step, args.init, args.config, out, {}, texts)
-    except (ValueError, OSError) as e:
-      notes = [note for note in getattr(e, "__notes__", ()) if note.startswith("in evaluator")]
-      failed.append("\n  ".join([f"error: {e}", *notes]))
-      if failed[-1] not in failed[:-1]:  # one mistake in the command is told once, not once a run
-        print(failed[-1], file=sys.stderr, flush=True)
-      continue
-    except KeyboardInterrupt:
-      sys.exit(128 + signal.SIGINT)
-    if run["status"] == "interrupted":
-      sys.exit(128 + run["signal"])
+  with interrupts_lib.Interrupts() as interrupts:
+    for number, workdir in enumerate(workdirs, 1):
+      out = args.out
+      if len(workdirs) > 1:
+        print(f"[{number}/{len(workdirs)}] {workdir}", flush=True)
+        out = out and pathlib.Path(out) / pathlib.Path(workdir).name
+      try:
+        _evaluate(interrupts, workdir, args.evals, args.step, args.init, args.config, out, {},
+                  texts)
+      except (ValueError, OSError) as e:
+        notes = [note for note in getattr(e, "__notes__", ()) if note.startswith("in evaluator")]
+        failed.append("\n  ".join([f"error: {e}", *notes]))
+        if failed[-1] not in failed[:-1]:  # one mistake in the command is told once, not per run
+          print(failed[-1], file=sys.stderr, flush=True)
+      except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+      if interrupts.signal:  # also one that came too late to stop this run's
+        sys.exit(128 + interrupts.number)
   if failed and len(workdirs) > 1:
     print(f"{len(failed)} of {len(workdirs)} runs could not be evaluated", file=sys.stderr)
   sys.exit(bool(failed))

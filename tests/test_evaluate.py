@@ -258,6 +258,17 @@ def test_a_signal_leaves_no_rows(run, monkeypatch, number):
   assert evaluate_lib.evaluate(run)["status"] == "finished"
 
 
+def test_a_signal_too_late_to_stop_a_run_stops_the_next(run, monkeypatch):
+  append = records.Record.append
+  monkeypatch.setattr(records.Record, "append", lambda self, rows: (
+      os.kill(os.getpid(), signal.SIGINT), append(self, rows)))
+  with pytest.raises(SystemExit) as stop:
+    evaluate_lib.main(["--workdir", str(run), str(run.with_name("next"))])
+  assert stop.value.code == 128 + signal.SIGINT  # not 1: nobody looked for the next
+  [folder] = (run / "evaluations").iterdir()
+  assert records.read_run(folder)["status"] == "finished" and _rows(folder) == _rows(run)
+
+
 def test_one_process_at_a_time(run):
   folder = evaluate_lib.evaluate(run, evals=FEW)["folder"]
   (pathlib.Path(folder) / records.RUN).unlink()
