@@ -176,15 +176,18 @@ class Geometry:
       margins_N = _ratio(gaps_N, norms_N)
       unreached = int(np.isinf(margins_N).sum())
       why = f"{unreached} of {len(margins_N)} examples have a gradient of zero, yet no gap of zero"
+      if unknown := int(np.isnan(margins_N).sum()):
+        why = f"{unknown} of {len(margins_N)} examples have logits or gradients that are not finite"
       of_quantile = dict(zip(self._quantiles, _quantiles(margins_N, self._quantiles)))
       for q, value in of_quantile.items():
         yield _row(measured, why, layer=layer, quantile=q, metric="margin", value=value)
-      if not variance:
+      if not variance and not unknown:
         why = "the activations' total variance is zero"
       for q, value in of_quantile.items():  # a quantile over √ν is that of the margins over √ν
         value = value / variance ** 0.5 if variance else np.nan
         yield _row(measured, why, layer=layer, quantile=q, metric="margin_normalised", value=value)
-      yield {**measured, "layer": layer, "metric": "total_variance", "value": variance}
+      yield _row(measured, "the activations are not finite", layer=layer, metric="total_variance",
+                 value=variance)
     for (layer, group), value in _l2_norms(params).items():
       yield {**shared, "layer": layer, "group": group, "metric": "l2_norm", "value": value}
 
@@ -214,10 +217,11 @@ def _draw(pool, examples, seed):
 
 
 def _ratio(gaps_N, norms_N):
-  """Margins in float64; see `Geometry` for norms of zero."""
+  """Margins in float64, NaN where logits or gradients overflowed; see `Geometry` for norms of 0."""
   gaps_N = np.asarray(gaps_N, np.float64)
   margins_N = np.where(gaps_N == 0, 0.0, np.copysign(np.inf, gaps_N))
-  return np.divide(gaps_N, norms_N, out=margins_N, where=norms_N > 0)
+  margins_N = np.divide(gaps_N, norms_N, out=margins_N, where=norms_N != 0)
+  return np.where(np.isfinite(gaps_N) & np.isfinite(norms_N), margins_N, np.nan)
 
 
 def _quantiles(values_N, quantiles):

@@ -277,6 +277,13 @@ def test_a_gap_that_nothing_can_close_has_no_margin_but_a_reason(tmp_path):
   assert len(records.read_rows(tmp_path)) == len(rows)
 
 
+def test_logits_that_are_not_finite_have_no_margin_and_say_so():
+  params = {"head": {**_linear()["head"], "bias": jnp.full(CLASSES, jnp.nan)}}
+  rows = [r for r in _rows(_apply("linear"), params) if r["metric"].startswith("margin")]
+  assert {(r["value"], r["status"], r["reason"]) for r in rows} == {(
+      None, "non-finite", f"{N} of {N} examples have logits or gradients that are not finite")}
+
+
 def test_activations_that_are_all_alike_have_no_normalised_margin():
   images = np.full((N, SIZE, SIZE, 3), 255, np.uint8)  # 1.0, whose mean is exact
   source = examples.ArraySource({"name": "white"}, _source().labels, CLASSES, lambda: images)
