@@ -47,5 +47,5 @@ class Classification:
       self._context.check()
       totals = totals.merge(measure(params, self._context.put(batch)))
     for metric, value in totals.compute().items():
-      yield {"evaluator": "upstream", "task": upstream.name, "variant": "full", "setting": "upstream",
-             "split": "test", "metric": metric, "value": float(value), "status": "ok"}
+      yield {"evaluator": "upstream", "task": upstream.name, "variant": "full",
+             "setting": "upstream", "split": "test", "metric": metric, "value": float(value), "status": "ok"}
