@@ -11,7 +11,7 @@ holds, the layers below it have to, which their margins and norms show. λ is th
     θ ← θ − s(t) · η · (m · u + λ · θ)
 
 (`training/optim.py`), decoupled and at the schedule's rate: without a gradient a weight would
-shrink by exp(−η λ Σ_t s(t)) over the run, here by exp(−1.03 λ). big_vision and Zhai et al. 2021
+shrink by exp(−η λ Σ_t s(t)) over the run, here by exp(−λ). big_vision and Zhai et al. 2021
 write the product η·λ: their head of 3.0 · lr over a body of 0.03 · lr is λ = 3 over 0.03, a ratio
 of 100.
 
