@@ -193,9 +193,11 @@ class FewShot:
     """Returns `{(layer, shots): right predictions (seeds, strengths)}` of one of `probes`."""
     correct = {}
     labels = np.asarray(probe.test.labels)
-    for layers in _batches(train, len(probe.pool) + len(probe.test)):
-      train_KPD, test_KMD = (jax.device_put(np.stack([features[layer] for layer in layers]))
-                             for features in (train, test))  # once for all shots
+    widest = max(x_PD.shape[1] for x_PD in train.values())
+    padded = widest if ridge.is_small(len(probe.test), widest, probe.classes) else None
+    for layers in _batches(train, len(probe.pool) + len(probe.test), padded):
+      train_KPD, test_KMD = (jax.device_put(_stacked([of[layer] for layer in layers], padded))
+                             for of in (train, test))  # once for all shots
       for shots in self._shots:
         self._context.check()
         index_SN = probe.indices(shots)
@@ -220,20 +222,32 @@ class FewShot:
                  "l2": float(l2), "metric": probe.task.metric, **told}
 
 
-def _batches(features, examples):
+def _batches(features, examples, padded):
   """Yields lists of layers of one width, to be solved at once; see `FewShot` for their size.
 
   Args:
     features: `{layer: (n, D)}`.
     examples: how many there are, of all splits.
+    padded: the width that all layers get, None where each keeps its own.
   """
   by_width = collections.defaultdict(list)
   for layer, x_nD in features.items():
-    by_width[x_nD.shape[1]].append(layer)
+    by_width[padded or x_nD.shape[1]].append(layer)
   for width, layers in by_width.items():
     size = max(1, _AT_ONCE // (4 * width * examples))
     for start in range(0, len(layers), size):
       yield layers[start:start + size]
+
+
+def _stacked(features, padded):
+  """Features (n, D) of several layers as one array (K, n, D).
+
+  Zeros that fill up a width are features that are the same in all shots, so they take no weight:
+  a ResNet, whose widths differ, then needs one compiled solve instead of four.
+  """
+  if padded is not None:
+    features = [np.pad(x_nD, ((0, 0), (0, padded - x_nD.shape[1]))) for x_nD in features]
+  return np.stack(features)
 
 
 _IN_FLIGHT = 4  # batches that the device may work on while an earlier one's features are copied

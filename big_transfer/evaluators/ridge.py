@@ -76,6 +76,11 @@ def needs_refinement(l2, shots, width):
   return l2 < 100 * _rounding(shots, width)
 
 
+def is_small(examples, width, classes):
+  """Whether compiling takes longer than solving, with so many test examples."""
+  return examples * width * classes < 2e8
+
+
 def correct(x_KPD, y_P, index_SN, x_KMD, y_M, l2_L, *, classes):
   """Fits every draw of every layer at every strength and counts right predictions on the test set.
 
@@ -92,9 +97,9 @@ def correct(x_KPD, y_P, index_SN, x_KMD, y_M, l2_L, *, classes):
     `(K, S, L)` int32; -1 where scores are infinite or NaN.
   """
   _, M, D = x_KMD.shape
-  # On CPU compiling takes longer than solving what is small; it takes half as long without LLVM's
-  # optimisations, which the matrix products don't need.
-  quick = jax.default_backend() == "cpu" and M * D * classes < 2e8
+  # On CPU compiling takes half as long without LLVM's optimisations, which the matrix products
+  # don't need.
+  quick = jax.default_backend() == "cpu" and is_small(M, D, classes)
   refine = bool(needs_refinement(min(l2_L), index_SN.shape[1], D))
   return _jitted(quick)(x_KPD, y_P, index_SN, x_KMD, y_M, jnp.asarray(l2_L, x_KPD.dtype),
                         classes=classes, refine=refine)

@@ -148,6 +148,20 @@ def test_layers_solved_a_few_at_a_time_are_those_solved_at_once(monkeypatch):
   assert solved == [5] + 5 * [1]
 
 
+def test_layers_of_several_widths_are_padded_to_one_solve_where_that_is_quicker(monkeypatch):
+  module, params = _model("resnet")
+  shapes, correct = [], fewshot.ridge.correct
+  monkeypatch.setattr(fewshot.ridge, "correct", lambda x_KPD, *rest, **kwargs: (
+      shapes.append(x_KPD.shape[::2]), correct(x_KPD, *rest, **kwargs))[1])
+  padded = _rows(module.apply, params, "all")
+  monkeypatch.setattr(fewshot.ridge, "is_small", lambda *sizes: False)
+  apart = _rows(module.apply, params, "all")
+  assert shapes == [(5, 32), (1, 4), (1, 16), (3, 32)]
+  for a, b in zip(padded, apart, strict=True):
+    # Another shape may round otherwise: one of 599 scores may fall beyond a tie.
+    assert a["layer"] == b["layer"] and abs(a["value"] - b["value"]) < 1.1 / 599
+
+
 def test_features_that_are_not_finite_give_no_accuracy():
   def apply(variables, images, train=False):
     logits, out = module.apply(variables, images, train=train)
