@@ -90,7 +90,8 @@ def _margin(logits_K, jacobian_KD, y):
   return (logits_K[y] - logits_K[j]) / np.linalg.norm(g_KD[y] - g_KD[j]), j
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", [
+    "vit", "mixer", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gap", "resnet"))])
 def test_margins_are_those_of_each_examples_own_jacobian(family):
   """One example at a time, every logit's gradient by itself, the competitor chosen in NumPy."""
   model, params = tiny.build(family), tiny.params(family)
