@@ -207,8 +207,12 @@ def _configured(base, evals, overrides, texts, of_run):
         keys[2].isidentifier()):
       # A key may stand at its default so far, or change its type; the evaluator checks both.
       config.evals[keys[1]][keys[2]] = None
-  values = {**overrides, **configuring.parse_values(config, texts)}
-  config = configuring.plain(configuring.override(config, values))
+  try:
+    values = {**overrides, **configuring.parse_values(config, texts)}
+    config = configuring.plain(configuring.override(config, values))
+  except configuring.EvaluatorError as error:
+    raise configuring.EvaluatorError(f"{error}, or in a file that --evals names, such as "
+                                     "configs/evaluate/layers.py") from None
   config["evals"] = {name: {key: value for key, value in section.items()
                             if key not in ("every", "first")}
                      for name, section in config["evals"].items()}

@@ -40,6 +40,10 @@ class ConfigError(ValueError):
   """A config, an override or a sweep that can't be used; the message names the key and the fix."""
 
 
+class EvaluatorError(ConfigError):
+  """A config has no evaluator of that name; the message says how one is added."""
+
+
 def load(spec: str) -> ConfigDict:
   """Loads a config file by its path and returns its config, locked.
 
@@ -101,14 +105,17 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 
   A value keeps the type of the one it replaces (an int may stand for a float, a list for a tuple);
   None may replace anything, and be replaced by anything. Fields that refer to an overridden field
-  follow it.
+  follow it. Of new keys only an evaluator may be added: a mapping with its kind at `evals.NAME`.
 
   Raises:
     ConfigError: an unknown key (with a did-you-mean), an index out of range or another type.
   """
   result = copy.deepcopy(config).unlock()
   for path, value in overrides.items():
-    _replace(result, _parts(path), value, path, result)
+    if _is_new_evaluator(result, path, value):
+      result.evals[_parts(path)[1]] = value
+    else:
+      _replace(result, _parts(path), value, path, result)
   return result.lock()
 
 
@@ -138,18 +145,18 @@ def parse_values(config: ConfigDict, texts: Mapping[str, str]) -> dict[str, Any]
 
   Where text stands it is taken as it is (but for `None`), else as a Python literal: `1e-3`,
   `(1, 5)`, `true`; where nothing stands (None), what is no literal is text. `all` may take the
-  place of a list, and a list that of "all".
+  place of a list, and a list that of "all". What may be new, see `override`.
 
   Raises:
     ConfigError: an unknown key, or a text that isn't of the type of the value it replaces.
   """
   values = {}
   for path, text in texts.items():
-    old = _value(config, path)
     try:
       value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
       value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    old = None if _is_new_evaluator(config, path, value) else _value(config, path)
     as_it_is = isinstance(old, str) and value is not None and not (
         old == "all" and isinstance(value, (list, tuple)))
     values[path] = text if as_it_is else value
@@ -365,6 +372,14 @@ def _parts(path):
     raise ConfigError(f"config path {path!r} can't be read: expected one like 'optim.lr'") from None
 
 
+def _is_new_evaluator(config, path, value):
+  """Whether `path` is evals.NAME, with no such section yet, and `value` a mapping with a kind."""
+  parts = _parts(path)
+  return (len(parts) == 2 and parts[0] == "evals" and isinstance(parts[1], str)
+          and isinstance(config.get("evals"), ConfigDict) and parts[1] not in config.evals
+          and isinstance(value, Mapping | ConfigDict) and "kind" in value)
+
+
 def _child(node, key, path, config):
   """Returns `node[key]`, where `path` is the whole path being walked in `config`."""
   if isinstance(node, (list, tuple)):
@@ -381,7 +396,11 @@ def _child(node, key, path, config):
     prefix = path.rpartition(".")[0] if path.endswith(f".{key}") else ""
     siblings = [f"{prefix}.{name}".lstrip(".") for name in node]
     everything = [leaf for leaf, _ in _leaves(plain(config, finite=False))]
-    raise _unknown(path, str(key), siblings, everything)
+    unknown = _unknown(path, str(key), siblings, everything)
+    if path.startswith("evals.") and node is config.get("evals"):
+      raise EvaluatorError(f"{unknown}; a new evaluator is given whole, with its kind, as in "
+                           f"'--config.evals.{key}={{\"kind\": \"geometry\", \"every\": 500}}'")
+    raise unknown
   return node[key]
 
 

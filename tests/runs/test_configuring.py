@@ -96,6 +96,28 @@ def test_override_refuses(config, path, value, words):
     configuring.override(config, {path: value})
 
 
+def test_an_evaluator_may_be_added_whole_and_nothing_else():
+  config = ConfigDict({"evals": {"probes": {"kind": "fewshot", "shots": (1,)}}, "lr": 1.0}).lock()
+  texts = {"evals.geometry": '{"kind": "geometry", "layers": ("stem",)}'}
+  values = configuring.parse_values(config, texts)
+  assert values == {"evals.geometry": {"kind": "geometry", "layers": ["stem"]}}
+  new = configuring.override(config, values)
+  assert set(new.evals) == {"probes", "geometry"} and new.evals.geometry.kind == "geometry"
+  assert new.is_locked and "geometry" not in config.evals
+  apart = [configuring.identity("x", mapping) for mapping in (
+      {}, values, {"evals.geometry": {"kind": "geometry", "layers": ["block_00"]}})]
+  assert len(set(apart)) == 3
+  for path, value in (("evals.geometry.kind", "geometry"), ("evals.geometry", {"every": 3}),
+                      ("evals.geometry", 3)):
+    with pytest.raises(configuring.EvaluatorError, match=r"'--config.evals.geometry=\{\"kind\": "):
+      configuring.override(config, {path: value})
+  for path in ("geometry", "lr.geometry", "evals.probes.geometry", "evals.a.b", "evals[0]"):
+    with pytest.raises(configuring.ConfigError):
+      configuring.override(config, {path: {"kind": "geometry"}})
+  with pytest.raises(configuring.ConfigError, match="did you mean 'probes'"):
+    configuring.override(config, {"evals.probe.shots": (1,)})
+
+
 def test_all_may_stand_for_a_list_and_a_list_for_all(config):
   every = configuring.override(config, configuring.parse_values(config, {"shots": "all"}))
   assert every.shots == "all"
