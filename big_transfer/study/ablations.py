@@ -19,11 +19,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from big_transfer.study import paired, settings, table
+from big_transfer.study import geometry, paired, settings, table
 
 FACTORS = ("head_decay", "head_rate")
 ALL = "(all)"
-QUANTILE = 0.5  # of margins
 
 OF_CELL = {name: table.CELL_COLUMNS[name] for name in table.CELL if name != "upstream"}
 QUANTITY_COLUMNS = {
@@ -39,23 +38,8 @@ QUANTITY_COLUMNS = {
 
 # -- What was measured ----------------------------------------------------------------------------
 
-_GEOMETRY = """
-WITH measured AS (
-  SELECT run_id, step, metric, coalesce(layer, '') AS layer, quantile, "group", split, value
-  FROM rows SEMI JOIN chosen USING (run_id)
-  WHERE evaluator = 'geometry' AND isfinite(value) AND coalesce(status, 'ok') = 'ok' AND (
-    (metric IN ('margin', 'margin_normalised') AND abs(quantile - $quantile) < 1e-9)
-    OR metric = 'total_variance' OR (metric = 'l2_norm' AND "group" = 'all'))
-), last AS (
-  SELECT run_id, metric, layer, value FROM measured
-  -- One split for all runs, where several were measured: that trained on, if it is among them.
-  WHERE split IS NULL OR split = (SELECT split FROM measured WHERE split IS NOT NULL
-                                  GROUP BY split ORDER BY split <> 'train', split LIMIT 1)
-  QUALIFY step IS NOT DISTINCT FROM max(step) OVER (PARTITION BY run_id)
-), averaged AS (
-  SELECT run_id, metric, layer, avg(value) AS value FROM last GROUP BY ALL
-)
-SELECT * FROM averaged
+_BODY = """
+SELECT run_id, metric, layer, value FROM averaged
 UNION ALL
 SELECT run_id, metric, 'body', sum(value) FROM averaged
 WHERE metric = 'l2_norm' AND layer <> 'head' GROUP BY run_id, metric
@@ -95,14 +79,15 @@ def _quantities(points, rows, run_U):
   with duckdb.connect() as database:
     database.register("rows", database.read_parquet(glob.escape(str(rows))))
     database.register("chosen", chosen)
-    found = database.execute(_GEOMETRY, {"quantile": QUANTILE}).fetchall()
+    found = database.execute(geometry.LAST + _BODY,
+                             {"quantile": geometry.QUANTILE}).fetchall()
   number = {name: i for i, name in enumerate(chosen["run_id"].to_pylist())}
   measured = {}
   for name, metric, layer, value in found:
     measured.setdefault((metric, layer), []).append((number[name], value))
   for metric, layer in sorted(measured, key=_by_depth):
     keys.append({"quantity": metric, "layer": layer,
-                 "quantile": QUANTILE if metric.startswith("margin") else None,
+                 "quantile": geometry.QUANTILE if metric.startswith("margin") else None,
                  "group": "all" if metric == "l2_norm" else None})
     columns.append(np.full(run_U.size, np.nan))
     places, values = zip(*measured[metric, layer])

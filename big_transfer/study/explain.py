@@ -1,12 +1,13 @@
 """Why downstream accuracy saturates: layers, head, margins (arXiv:2110.02095, sections 3 and 4).
 
-`layers` says which layer serves a task best, `head` what the head's decay and learning rate do;
+`layers` says which layer serves a task best, `head` what the head's decay and learning rate do,
+`geometry` what margins and norms any run has;
 `explained` puts both beside a cell's saturation value and its correlation with upstream accuracy.
 
 """
 import duckdb
 
-from big_transfer.study import ablations, head, layers, ranks, table
+from big_transfer.study import ablations, geometry, head, layers, ranks, table
 
 EXPLAINED_COLUMNS = table.CELL_COLUMNS | {
     "runs": ("BIGINT", "runs in the cell"),
@@ -36,6 +37,7 @@ COLUMNS = {
     "layers": layers.LAYER_COLUMNS, "best_layers": layers.BEST_COLUMNS,
     "head_curves": head.CURVE_COLUMNS, "head_effects": head.EFFECT_COLUMNS,
     "head_best": head.BEST_COLUMNS, "explained": EXPLAINED_COLUMNS,
+    "geometry": geometry.COLUMNS,
 }
 
 _LAYERS_OF_CELLS = f"""
@@ -57,9 +59,10 @@ def tables(points, rows, fits, spearman, *, l2=table.L2, level=0.9):
     level: nominal coverage of the intervals.
 
   Returns:
-    {name: lines} of `COLUMNS`: `layers` and `best_layers` are Arrow tables, the others dicts.
-    Absent are `layers` and `best_layers` where no run has several layers probed, the tables of the
-    head where no runs differ in its decay or rate alone, and `explained` without either.
+    {name: lines} of `COLUMNS`: `layers`, `best_layers` and `geometry` are Arrow tables, the others
+    dicts. Absent are `layers` and `best_layers` where no run has several layers probed, the tables of the
+    head where no runs differ in its decay or rate alone, `explained` without either, and `geometry`
+    where no margins or norms were measured.
 
   Raises:
     ValueError: a level out of range.
@@ -71,7 +74,8 @@ def tables(points, rows, fits, spearman, *, l2=table.L2, level=0.9):
     made |= of_head
   if made:
     made["explained"] = _explained(points, fits, spearman, made)
-  return made
+  measured = geometry.lines(points, rows)
+  return made | ({"geometry": measured} if measured.num_rows else {})
 
 
 def _explained(points, fits, spearman, made):

@@ -150,7 +150,7 @@ FROM best JOIN runs USING (run) JOIN cells USING (cell) ORDER BY cell, run
 """
 
 
-def _known_runs(points):
+def last_of_runs(points):
   """A table of the runs: their number, what identifies them, their last evaluation."""
   last = points.measured["last"].to_numpy().astype(bool)
   runs, first = np.unique(points.run[last], return_index=True)
@@ -193,7 +193,7 @@ def tables(points, rows, *, l2=table.L2):
   parts = {"layers": [], "best": []}
   with duckdb.connect() as database:
     database.register("rows", database.read_parquet(glob.escape(str(rows))))
-    database.register("given", _known_runs(points))
+    database.register("given", last_of_runs(points))
     database.register("cells", cells)
     database.execute(_RUNS)
     database.execute(_PROBES, {"l2": l2})

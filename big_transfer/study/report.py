@@ -13,7 +13,7 @@ import string
 
 import vl_convert
 
-from big_transfer.study import claims, findings, payload, saturation, sections
+from big_transfer.study import claims, findings, geometry, payload, saturation, sections
 from big_transfer.study.figures import layers, scatter, style
 
 _TABLES = {  # name -> columns shown, and their heads
@@ -48,6 +48,10 @@ _TABLES = {  # name -> columns shown, and their heads
                     "earliest_depth_share": "its relative depth", "last_ds": "at pre_logits",
                     "gain": "best − pre_logits", "gain_error": "± s.e.", "status": "status",
                     "reason": "reason"},
+    "geometry": {"upstream": "upstream", "family": "family", "model": "model", "run_name": "run",
+                 "us": "upstream accuracy", "step": "step", "layer": "layer",
+                 "margin": "median margin", "margin_normalised": "normalised",
+                 "total_variance": "total variance", "l2_norm": "L2 norm of its weights"},
     "explained": {"upstream": "upstream", "task": "task", "shots": "shots", "runs": "runs",
                   "saturation": "saturation", "saturation_low": "low", "saturation_high": "high",
                   "saturation_status": "saturation status", "correlation": "rank correlation",
@@ -114,6 +118,8 @@ def _lines(tables, name):
     return list(tables.get(name) or ())[:_MOST_LEFT_OUT]
   if name == "best_layers":
     return layers.best_runs(tables)
+  if name == "geometry":
+    return geometry.best_runs(tables.get(name))
   if name.endswith("_effects"):
     return [line | {"quantity": _OF_ACCURACY.get(line["quantity"], line["quantity"])}
             for line in tables.get("head_effects", ())

@@ -129,7 +129,13 @@ SECTIONS = (
              "at some setting in between, beyond what run seeds explain, “peaks” there: of it a "
              "slope says little, and the best setting more."),
     )),
-    Section("geometry", "Margins and norms", tuple(
+    Section("geometry", "Margins and norms", (
+        Part("table", "geometry", "Margins and norms by layer of one run a family, that best "
+             "upstream among those that had them measured: the median margin of upstream examples, "
+             "true class against the strongest competitor, over the norm of the difference's "
+             "gradient there; normalised: over the square root of the activations' total variance; "
+             "and the L2 norm of all the layer's weights. The file has all runs."),
+        ) + tuple(
         part for factor, words in _FACTORS for part in (
             Part("figure", f"{factor}_margins", "Median margin of upstream examples at each layer, "
                  f"a line a value of {words}: true class against the strongest competitor, over "
