@@ -31,6 +31,8 @@ LOG = "log.txt"
 PRINT_SECONDS = 5.0
 # How much of a failed trial's log the summary shows.
 TAIL_LINES = 8
+# How many trials that failed alike it names.
+NAMES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,8 @@ def sweep(
     spec: "path/to/sweep.py" or "path/to/sweep.py:arg".
     workdir: the folder of the trials' folders.
     jobs: worker processes; by default as many as cores this process may use.
-    retries: further attempts for a trial that fails.
+    retries: further attempts for a trial that fails, but for a ValueError, which is a mistake in
+      what was asked for.
     texts: path → text of changes to the base config, as on the command line.
     function: what runs a trial, importable; called with `config`, `workdir`, `name`,
       `config_name`, `overrides` in one dict.
@@ -193,7 +196,8 @@ def _parser():
   parser.add_argument("--workdir", required=True, help="the folder of the trials' folders")
   parser.add_argument("--jobs", type=int, help="worker processes (default: the number of cores)")
   parser.add_argument("--retries", type=int, default=1,
-                      help="further attempts for a trial that fails (default: 1)")
+                      help="further attempts for a trial that fails other than by a mistake in its "
+                           "config (default: 1)")
   return parser
 
 
@@ -283,12 +287,16 @@ def _summarise(result, root, seconds, out):
   for outcome in result.having("failed"):
     by_error[outcome.error].append(outcome)
   for error, alike in by_error.items():
-    print("", file=out)
-    for outcome in alike:
-      print(f"failed: {names[outcome.task.key]} (attempts: {outcome.attempts}; log: "
-            f"{outcome.task.log})", file=out)
-    print(f"  {error}\n  the log{' of the last' if alike[1:] else ''} ends:", file=out)
-    for line in _tail(pathlib.Path(alike[-1].task.log)):
+    first = alike[0]
+    which = "; ".join(names[outcome.task.key] for outcome in alike[:NAMES])
+    if alike[1:]:
+      others = f"; and {len(alike) - NAMES} more" if alike[NAMES:] else ""
+      which = f"{len(alike)} trials: {which}{others}"
+    attempts = max(outcome.attempts for outcome in alike)
+    of = " of the first" if alike[1:] else ""
+    print(f"\nfailed: {which} (attempts: {attempts}; log{of}: {first.task.log})\n"
+          f"  {error}\n  the log{of} ends:", file=out)
+    for line in _tail(pathlib.Path(first.task.log)):
       print(f"    {line}", file=out)
   stopped = f"stopped by {signal.Signals(result.signal).name}, " if result.signal else ""
   print(f"{stopped}{len(result.trials)} trials in {_clock(seconds)}: "

@@ -52,9 +52,10 @@ def test_a_second_run_skips_what_finished_and_retries_what_failed(run, spec, tmp
   edit(spec, "(0.1, 1.0)", "(0.1, 10.0)")
   result, text = run()
   assert [outcome.status for outcome in result.outcomes] == ["done", "failed"] * 2
-  for trial in result.trials[1::2]:
-    assert (f"failed: {trial.name} (attempts: 2; log: {trial.folder / 'log.txt'})\n") in text
-  assert text.count("the log of the last ends:") == 1, "equal errors are told together"
+  one, two = result.trials[1::2]
+  assert (f"failed: 2 trials: {one.name}; {two.name} (attempts: 2; log of the first: "
+          f"{one.folder / 'log.txt'})\n") in text
+  assert text.count("the log of the first ends:") == 1, "equal errors are told together"
   assert "Traceback" in text and "^^^" not in text
   assert "4 trials in 0:0" in text and "2 finished (0 before), 2 failed, 0 unfinished" in text
   good = records.read_run(result.trials[0].folder)
@@ -67,6 +68,16 @@ def test_a_second_run_skips_what_finished_and_retries_what_failed(run, spec, tmp
   assert records.read_run(result.trials[0].folder)["runs"] == 1
   assert records.read_run(result.trials[1].folder)["runs"] == 3
   assert len([p for p in (tmp_path / "out").iterdir()]) == 4
+
+
+def test_a_mistake_is_told_once_and_not_tried_again(run, spec, tmp_path):
+  edit(spec, "(0.1, 1.0)", "(0.1, 11.0, 12.0)")
+  result, text = run()
+  assert [outcome.attempts for outcome in result.outcomes] == [1] * 6
+  names = [trial.name for trial in result.trials if trial.config["optim"]["lr"] > 10]
+  assert text.count("failed: ") == text.count("\n  ValueError: no such folder\n") == 1
+  assert f"failed: 4 trials: {'; '.join(names[:3])}; and 1 more (attempts: 1; log of the" in text
+  assert names[3] not in text
 
 
 def test_folders_outlive_new_settings_and_other_housekeeping(run, spec, tmp_path):

@@ -85,7 +85,8 @@ def run_local(
 ) -> tuple[list[Outcome], int | None]:
   """Calls `function(task.payload)` for each task in `jobs` worker processes.
 
-  An exception, or the death of a worker, costs the task one attempt. SIGINT and SIGTERM stop the
+  An exception, or the death of a worker, costs the task one attempt. A ValueError says that what
+  was asked for can't be, and would say so again: its task is not tried again. SIGINT and SIGTERM stop the
   whole: workers get SIGTERM, and GRACE_SECONDS to save (a second signal ends them at once). If this
   process dies, workers stop in the same way. No worker outlives the call.
 
@@ -93,7 +94,7 @@ def run_local(
     tasks: what to do, in order of preference.
     function: importable by name in a new process.
     jobs: number of workers; each gets its share of the cores this process may use.
-    retries: further attempts for a task that failed.
+    retries: further attempts for a task that failed, but for a ValueError.
     report: called from this process whenever a count or the time left changes.
 
   Returns:
@@ -266,7 +267,7 @@ class _Crew:
       self.outcomes[task.key].status = "done"
       self.outcomes[task.key].result = content
     else:
-      self._failed(task, content, stopping)
+      self._failed(task, content, stopping, again=kind == "failed")
 
   def _bury(self, worker, stopping):
     """Takes note of a worker's death; `_hire` replaces it."""
@@ -283,12 +284,12 @@ class _Crew:
       raise EngineError(f"a worker can't start (exit code {code}): is '{name}' importable, and does "
                         "the main script start its work under `if __name__ == '__main__'`?")
 
-  def _failed(self, task, error, stopping):
+  def _failed(self, task, error, stopping, again=True):
     outcome = self.outcomes[task.key]
     if stopping:
       return
     outcome.error = error
-    if outcome.attempts <= self.retries:
+    if again and outcome.attempts <= self.retries:
       self.pending.append(task)  # last, so that what made it fail may have passed
     else:
       outcome.status = "failed"
@@ -420,7 +421,8 @@ def _outcome(function, payload, log, attempt):
         return "done", function(payload)
       except BaseException as error:
         traceback.print_exc()
-        return "failed", "".join(traceback.format_exception_only(error)).strip()
+        return ("refused" if isinstance(error, ValueError) else "failed",
+                "".join(traceback.format_exception_only(error)).strip())
   except OSError as error:
     return "failed", f"can't write the log '{log}': {error.strerror}"
 

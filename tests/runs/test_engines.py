@@ -39,18 +39,21 @@ def test_failures_are_retried_then_told(tmp_path):
   told = []
   todo = [task(tmp_path, "good"), task(tmp_path, "dies", "die once"),
           task(tmp_path, "slips", "raise once"), task(tmp_path, "bad", "raise"),
-          task(tmp_path, "odd", "unsendable"), task(tmp_path, "late")]
-  good, dies, slips, bad, odd, late = run(todo, report=told.append)
-  assert [o.status for o in (good, dies, slips, bad, odd, late)] == [
-      "done", "done", "done", "failed", "failed", "done"]
-  assert [o.attempts for o in (good, dies, slips, bad, odd, late)] == [1, 2, 2, 2, 2, 1]
+          task(tmp_path, "odd", "unsendable"), task(tmp_path, "wrong", "refuse"),
+          task(tmp_path, "late")]
+  outcomes = good, dies, slips, bad, odd, wrong, late = run(todo, report=told.append)
+  assert [o.status for o in outcomes] == [
+      "done", "done", "done", "failed", "failed", "failed", "done"]
+  assert [o.attempts for o in outcomes] == [1, 2, 2, 2, 2, 1, 1]
+  assert wrong.error == "ValueError: wrong is refused"
+  assert (good.error, slips.error) == ("", "RuntimeError: slips went wrong")
   assert "killed by SIGKILL (out of memory?)" in dies.error
-  assert bad.error == "ValueError: bad is refused" and "can't be sent" in odd.error
+  assert bad.error == "RuntimeError: bad went wrong" and "can't be sent" in odd.error
   log = (tmp_path / "logs" / "bad.log").read_text()
-  assert log.count("bad at work") == 2 and "attempt 2" in log and "ValueError" in log
+  assert log.count("bad at work") == 2 and "attempt 2" in log and "RuntimeError" in log
   assert "Traceback" not in (tmp_path / "logs" / "good.log").read_text()
   last = told[-1]
-  assert (last.done, last.running, last.failed, last.total) == (4, 0, 2, 6)
+  assert (last.done, last.running, last.failed, last.total) == (4, 0, 3, 7)
   assert max(progress.running for progress in told) <= 2
 
 

@@ -16,8 +16,10 @@ def act(payload):
     calls.write(f"{name}\n")
   first = (folder / "calls").read_text().splitlines().count(name) == 1
   os.write(1, f"{name} at work\n".encode())
-  if do == "raise" or (do == "raise once" and first):
+  if do == "refuse":
     raise ValueError(f"{name} is refused")
+  if do == "raise" or (do == "raise once" and first):
+    raise RuntimeError(f"{name} went wrong")
   if do == "die once" and first:
     os.kill(os.getpid(), signal.SIGKILL)
   if do == "unsendable":
@@ -48,13 +50,15 @@ def work_until_told(path, saves):
 
 
 def train(payload):
-  """Stands for training: leaves a record; diverges at learning rates of 10 and above."""
+  """Stands for training: leaves a record; a learning rate of 10 diverges, any above is refused."""
   config = payload["config"]
   with records.Record(payload["workdir"]) as record:
     record.write_config(config)
     runs = record.update_run().get("runs", 0) + 1
     record.update_run(status="running", runs=runs, name=payload["name"])
-    if config["optim"]["lr"] >= 10:
+    if config["optim"]["lr"] > 10:
+      raise ValueError("no such folder")
+    if config["optim"]["lr"] == 10:
       raise FloatingPointError("loss is nan at step 3")
     return record.update_run(status="finished", overrides=payload["overrides"])
 
