@@ -8,6 +8,7 @@ read or passed through the model, once for all layers.
 import collections
 import difflib
 import functools
+import json
 import warnings
 
 import jax
@@ -47,12 +48,14 @@ def resolve(layers, names):
     names: keys of the model's `out`, in any order.
 
   Raises:
-    ValueError: a layer that the model has not.
+    ValueError: a layer that the model has not, or text in the place of a list.
   """
   names = sorted(names, key=parts_lib.depth)
   probed = [name for name in names if name != "logits"]
   if layers == "all":
     return probed
+  if isinstance(layers, str):
+    raise _no_list("layers", layers)
   chosen = set()
   for layer in layers:
     whole = hasattr(layer, "__index__") and not isinstance(layer, bool)
@@ -68,6 +71,19 @@ def resolve(layers, names):
           + f": expected some of {', '.join(names)}, indices from {-len(probed)} to "
           f"{len(probed) - 1}, or \"all\"")
   return [name for name in names if name in chosen]
+
+
+def _no_list(name, values):
+  """The error for what is no list, with how the one that was meant is typed."""
+  typed = {"tasks": '["digits"]', "layers": '["stem", "block_00"]'}.get(name)
+  if typed and isinstance(values, str) and values:
+    typed = json.dumps([part.strip() for part in values.split(",")])
+  elif isinstance(values, (int, float)):
+    typed = f"({values},)"
+  typed = typed or "(5,)"
+  either = '"all" or ' if name == "layers" else ""
+  return ValueError(f"few-shot {name} is {values!r}: expected {either}a list of at least one, "
+                    f"typed on a command line as '{typed}'")
 
 
 @functools.lru_cache(maxsize=16)  # one compiled function serves all tasks and runs of one model
@@ -144,7 +160,7 @@ class FewShot:
       if name == "layers" and values == "all":
         continue
       if isinstance(values, (str, int, float)) or not len(values):
-        raise ValueError(f"few-shot {name} is {values!r}: expected a list of at least one")
+        raise _no_list(name, values)
     if min(shots) < 1 or min(l2) <= 0:
       raise ValueError(f"few-shot shots {tuple(shots)} and strengths {tuple(l2)} must be positive")
     self._context = context

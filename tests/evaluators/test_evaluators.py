@@ -139,11 +139,16 @@ def test_any_named_layer_can_be_probed():
   assert [r["layer"] for r in rows] == ["stem", "pre_logits"]
   with pytest.raises(ValueError, match="'block_99'.*expected some of"):
     list(_fewshot(shots=(1,), layers=("block_99",)).rows(PARAMS))
+  with pytest.raises(ValueError, match=r"""is 'stem,block_00': .*'\["stem", "block_00"\]'"""):
+    fewshot.resolve("stem,block_00", ("stem", "block_00", "pre_logits"))
 
 
 @pytest.mark.parametrize("kwargs, message", [
     (dict(tasks=["digit"]), "digits"), (dict(tasks="digits"), "expected a list"),
     (dict(shots=()), "at least one"), (dict(shots=(0,)), "must be positive"),
+    (dict(shots=2), r"shots is 2: .*typed on a command line as '\(2,\)'"),
+    (dict(layers="stem"), r"""layers is 'stem': expected "all" or a list .* '\["stem"\]'"""),
+    (dict(layers="stem, block_00"), r"""as '\["stem", "block_00"\]'"""),
     (dict(l2=(0.0,)), "must be positive")])
 def test_bad_settings(kwargs, message):
   with pytest.raises(ValueError, match=message):
