@@ -86,9 +86,9 @@ def run_local(
   """Calls `function(task.payload)` for each task in `jobs` worker processes.
 
   An exception, or the death of a worker, costs the task one attempt. A ValueError says that what
-  was asked for can't be, and would say so again: its task is not tried again. SIGINT and SIGTERM stop the
-  whole: workers get SIGTERM, and GRACE_SECONDS to save (a second signal ends them at once). If this
-  process dies, workers stop in the same way. No worker outlives the call.
+  was asked for can't be, and would say so again: its task is not tried again. SIGINT and SIGTERM
+  stop the whole: workers get SIGTERM, and GRACE_SECONDS to save (a second signal ends them at
+  once). If this process dies, workers stop in the same way. No worker outlives the call.
 
   Args:
     tasks: what to do, in order of preference.
@@ -281,8 +281,8 @@ class _Crew:
       self._failed(worker.task, f"its worker process {why}{hint}", stopping)
     elif not worker.ready and not stopping and not self.proven:
       name = f"{self.function.__module__}.{self.function.__qualname__}"
-      raise EngineError(f"a worker can't start (exit code {code}): is '{name}' importable, and does "
-                        "the main script start its work under `if __name__ == '__main__'`?")
+      raise EngineError(f"a worker can't start (exit code {code}): is '{name}' importable, and "
+                        "does the main script start its work under `if __name__ == '__main__'`?")
 
   def _failed(self, task, error, stopping, again=True):
     outcome = self.outcomes[task.key]
