@@ -16,6 +16,7 @@ Exit codes: 0 done, 1 something could not be evaluated, 130 or 143 stopped by SI
 import argparse
 import collections
 import dataclasses
+import glob
 import os
 import pathlib
 import signal
@@ -150,14 +151,18 @@ def _job(workdir, evals, step, init, config, out, overrides, texts):
     base = configuring.load(config) if isinstance(config, (str, os.PathLike)) else config
   else:
     workdir = pathlib.Path(workdir).expanduser()
-    origin_lib.check_run(workdir)
+    _check_run(workdir)
     base = records.read_config(workdir)
   config = _configured(configuring.plain(base), evals, overrides, texts, of_run=bool(workdir))
   if init is not None and _is_file(init):
     origin = origin_lib.of_file(init)
   else:
+    _check_run(pathlib.Path(init or workdir).expanduser())
     origin = origin_lib.of_run(init or workdir, step)
   if init and origin.config:
+    if workdir is None and config["model"] != origin.config["model"]:
+      print(f"note: the model is that of {origin.where}, {origin.config['model']['name']}; what "
+            "--config says of the model is not used", flush=True)
     config = _with_parameters_of(origin, config, [*overrides, *texts])
   settings = configuring.build(settings_lib.Settings, config, "")
   settings_lib.check_forward(settings)
@@ -184,6 +189,17 @@ def _check_given(workdir, config, init, out, step):
                      "folder for them")
   if step is not None and init is not None and _is_file(init):
     raise ValueError(f"--step {step}: '{init}' holds parameters of one step only; leave it out")
+
+
+def _check_run(folder):
+  """Raises ValueError unless a training left its record in `folder`, not an evaluation."""
+  origin_lib.check_run(folder)
+  run = records.read_run(folder)
+  if "parameters_from" in run:
+    inside = folder.absolute().parent
+    name = inside.parent if inside.name == records.EVALUATIONS else run.get("name")
+    raise ValueError(
+        f"'{folder}' is an evaluation, which has no parameters: name its run, '{name}'")
 
 
 def _is_file(init):
@@ -351,11 +367,21 @@ def _accuracies(rows):
   return f"; mean accuracy {', '.join(means)}" if means else ""
 
 
+def _runs(patterns):
+  """The folders that are named, those of quoted globs each in their place."""
+  found = []
+  for pattern in patterns:
+    path = pathlib.Path(pattern).expanduser()
+    matches = [] if path.exists() else sorted(glob.glob(f"{path}/"))  # folders alone
+    found += [match.rstrip(os.sep) for match in matches] or [pattern]
+  return found
+
+
 def main(argv=None):
   """The command; see the module."""
   texts, others = configuring.split_arguments(sys.argv[1:] if argv is None else argv)
   args = _parser().parse_args(others)
-  workdirs = args.workdir or [None]
+  workdirs = _runs(args.workdir) if args.workdir else [None]
   failed = []
   with interrupts_lib.Interrupts() as interrupts:
     for number, workdir in enumerate(workdirs, 1):
@@ -388,7 +414,8 @@ def _parser():
       epilog="Keys of the evaluators can be set, and with --config any other:\n"
              "  --config.evals.probes.layers=all\n  '--config.evals.probes.shots=(5, 25)'",
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", nargs="+", metavar="RUN", help="runs, one after another")
+  parser.add_argument("--workdir", nargs="+", metavar="RUN",
+                      help="runs, one after another; a quoted glob is several")
   parser.add_argument("--evals", metavar="FILE.py[:ARG]",
                       help="the evaluators; what a section doesn't say is that of the run's "
                            "section of its name (default: the run's own)")

@@ -119,7 +119,7 @@ def test_the_shipped_evaluators_keep_the_runs_tasks(run, capsys):
   assert config["evals"]["probes"]["layers"] == "all" and config["optim"]["lr"] == 1e-2
 
 
-def test_another_runs_model_on_this_runs_data(trained, other, tmp_path):
+def test_another_runs_model_on_this_runs_data(trained, other, tmp_path, capsys):
   with pytest.raises(ValueError, match="3 logits .* 'toy', which has 4 classes.*--evals"):
     evaluate_lib.evaluate(trained, init=other, out=tmp_path / "out")
   found = evaluate_lib.evaluate(trained, evals=FEW, init=other, out=tmp_path / "out")
@@ -135,6 +135,16 @@ def test_another_runs_model_on_this_runs_data(trained, other, tmp_path):
                           overrides={"image_size": 8})
   with pytest.raises(ValueError, match="holds another run or evaluation .*use another folder"):
     evaluate_lib.evaluate(trained, evals=FEW, init=other, out=trained)
+
+
+def test_whose_model_is_evaluated_is_said_where_the_config_has_another(other, tmp_path, capsys):
+  probes = dict(kind="fewshot", tasks=("digits",), shots=(1,), seeds=(0,))
+  for model, told in ((toy.config().model, 1), (records.read_config(other)["model"], 0)):
+    found = evaluate_lib.evaluate(config=toy.config(model=model, evals=dict(probes=probes)),
+                                  init=other, out=tmp_path / "out")
+    assert found["model"]["width"] == 8
+    assert capsys.readouterr().out.count(
+        f"note: the model is that of checkpoint 6 of '{other}', vit; what --config says") == told
 
 
 def _as_npz(run, path, name=lambda name: name):
@@ -291,6 +301,29 @@ def test_a_bad_run_among_good_ones_is_told_and_passed_over(run, tmp_path, capsys
   capsys.readouterr()
   _, said = _said(capsys, "--workdir", run, run, "--config.evals.probes.shot=1")
   assert said.count("did you mean 'evals.probes.shots'") == 1  # once, not once a run
+
+
+def test_a_quoted_glob_is_the_runs_it_matches(run, tmp_path, capsys):
+  shutil.copytree(run, tmp_path / "runs/a")
+  shutil.copytree(run, tmp_path / "runs/b[1]")
+  (tmp_path / "runs/notes.txt").touch()
+  for pattern, count in (("*", 2), ("b[1]", 1)):  # a name that is there is no pattern
+    code, said = _said(capsys, "--workdir", tmp_path / "runs" / pattern,
+                       "--config.evals.probes.shot=1")
+    assert code == 1 and said.count("did you mean 'evals.probes.shots'") == 1
+    assert said.endswith("2 of 2 runs could not be evaluated\n") == (count == 2)
+  code, said = _said(capsys, "--workdir", tmp_path / "runs/c*")
+  assert code == 1 and "c*': there is no such folder" in said
+
+
+def test_an_evaluation_is_no_run_and_names_its_own(run, tmp_path, capsys):
+  for out, name in ((None, str(run)), (tmp_path / "out", "run")):
+    folder = evaluate_lib.evaluate(run, evals=FEW, out=out,
+                                   overrides={"evals.probes.shots": (1,)})["folder"]
+    code, said = _said(capsys, "--workdir", folder)
+    assert code == 1 and f"is an evaluation, which has no parameters: name its run, '{name}" in said
+    with pytest.raises(ValueError, match="is an evaluation"):
+      evaluate_lib.evaluate(run, init=folder, out=tmp_path / "more")
 
 
 @pytest.mark.parametrize("arguments, message", [
