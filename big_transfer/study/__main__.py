@@ -209,8 +209,11 @@ def _explanation(tables):
   shares = [line["earliest_depth_share"] for line in tables.get("explained", ())
             if line["earliest_depth_share"] is not None]
   if shares:
-    lines.append(f"layers: the best is reached at {sum(shares) / len(shares):.0%} of the depth, "
-                 f"the mean of {len(shares)} lines above ({min(shares):.0%} to {max(shares):.0%})")
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    words = (f", the mean of {len(shares)} lines above" if len(shares) > 1 else "") + (
+        f" ({low} to {high})" if low != high else "")
+    lines.append("layers: the earliest layer not told from the best lies at "
+                 f"{sum(shares) / len(shares):.0%} of the depth{words}")
   words = []
   for factor in ("decay", "rate"):
     verdicts = {"us": collections.Counter(), "ds": collections.Counter()}

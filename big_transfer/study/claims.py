@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from scipy import stats
 
-from big_transfer.study import ablations, ranks
+from big_transfer.study import ablations, effect_words, ranks
 from big_transfer.study.figures import head, layers, style
 
 _WORDS = {"head_decay": "head weight decay", "head_rate": "head learning rate"}
@@ -21,11 +21,10 @@ _RAISING = {"head_decay": "raising the head's weight decay",
 # The sign of a slope, over the logarithm of a factor, that is that of what the paper speaks of.
 _SIGN = {"head_decay": 1, "head_rate": -1}
 _VERDICTS = {1: "rises", -1: "falls"}
-_BENDS = ("peaks", "dips")
 _ORDERS = 9999  # that a p value takes: of up to seven tasks all, of more so many drawn
+_POOLED = "over all runs, architectures pooled"  # what correlations are of
 _ENDS = 3  # tasks named at either end of an order
 _CELL = ("task", "variant", "setting", "shots")
-_DECIMALS = {"us": (100.0, "{:+.2f}", " points"), "ds": (100.0, "{:+.2f}", " points")}
 
 
 def _name(line):
@@ -38,24 +37,6 @@ def _tasks(number):
 
 def _percent(value, digits=1):
   return f"{100 * value:.{digits}f} %"
-
-
-def _interval(line, name):
-  """A value of a line with its interval, in the unit that its quantity is spoken of."""
-  values = [line[f"{name}{end}"] for end in ("", "_low", "_high")]
-  if line["quantity"] == "l2_norm" and name == "slope":  # of the logarithm to base 10
-    values = [None if value is None else 10.0 ** value - 1.0 for value in values]
-    scale, form, unit = 100.0, "{:+.1f}", " %"
-  else:
-    scale, form, unit = _DECIMALS.get(line["quantity"], (1.0, "{:+.3g}", ""))
-  words = [None if value is None else form.format(scale * value).replace("-", "−")
-           for value in values]
-  return words[0] + unit + ("" if None in words else f" [{words[1]}, {words[2]}]")
-
-
-def _with_verdict(line):
-  turn = f" at {line['turn']:g}" if line["verdict"] in _BENDS else ""
-  return f"{_interval(line, 'slope')} ({line['verdict'] or 'undecided'}{turn})"
 
 
 @functools.lru_cache(maxsize=256)
@@ -89,7 +70,7 @@ def _outcome(verdicts, sign):
   """What verdicts say of a claim that things go in the direction of `sign`, in a few words."""
   counts = collections.Counter(verdicts)
   right, wrong = counts[_VERDICTS[sign]], counts[_VERDICTS[-sign]]
-  bent, number = sum(counts[verdict] for verdict in _BENDS), len(verdicts)
+  bent, number = sum(counts[verdict] for verdict in effect_words.BENDS), len(verdicts)
   if bent:
     parts = [(right, "holds for"), (wrong, "fails for"),
              (bent, "holds only to one side of a setting for")]
@@ -109,6 +90,12 @@ def _claims(factor, parts):
           + "; ".join(f"that {what} {outcome}" for what, outcome in parts) + ".")
 
 
+def _run(line):
+  """A run's name, with its model where the name doesn't say it."""
+  name, model = line["run_name"] or line["run_id"], line["model"]
+  return name if not model or model in name else f"{model} (run {name})"
+
+
 def overlay(tables, upstream, shots):
   """Which layer of the run best upstream is best on each task."""
   lines = [line for line in layers.lines_of(tables.get("explained"), upstream=upstream,
@@ -116,7 +103,7 @@ def overlay(tables, upstream, shots):
            if line["run_id"] is not None and line["earliest_depth_share"] is not None]
   if not lines:
     return None
-  runs = {line["run_id"]: line["model"] or line["run_id"] for line in lines}
+  runs = {line["run_id"]: _run(line) for line in lines}
   early = sorted((line for line in lines if line["earliest_depth_share"] < 1.0),
                  key=lambda line: line["earliest_depth_share"])
   text = (f"Of the runs with probes of several layers the best upstream is {_some(runs.values())}. "
@@ -129,10 +116,11 @@ def overlay(tables, upstream, shots):
   gains = sorted((line for line in lines if line["last_layer_gain"] is not None),
                  key=lambda line: line["last_layer_gain"])
   if gains:
-    text += (f". Its best layer is above pre_logits by {100 * gains[0]['last_layer_gain']:.1f} "
-             f"({_name(gains[0])}) to {100 * gains[-1]['last_layer_gain']:.1f} "
-             f"({_name(gains[-1])}) points, in part by the luck of being picked as the best of "
-             "several")
+    ends = {f"{100 * line['last_layer_gain']:.1f}": _name(line) for line in (gains[-1], gains[0])}
+    text += (". Its best layer is above pre_logits by "
+             + (" to ".join(f"{gain} ({name})" for gain, name in reversed(ends.items()))
+                if len(ends) > 1 else next(iter(ends)))
+             + " points, in part by the luck of being picked as the best of several")
   if any(line["status"] == "one seed" for name in runs for line in layers.lines_of(
       tables.get("best_layers"), ["status"], run_id=name, upstream=upstream, shots=shots)):
     text += (". Where a task has one probe seed the earliest is the best layer itself, and what is "
@@ -141,7 +129,7 @@ def overlay(tables, upstream, shots):
            if line["correlation"] is not None]
   return text + "." + _correlated(
       pairs, "The paper finds tasks unlike upstream best at lower layers. Here, that depth against "
-             "the task's correlation with upstream accuracy")
+             f"the task's correlation with upstream accuracy {_POOLED}")
 
 
 def _some(words, most=6):
@@ -196,7 +184,7 @@ def _single(tables, factor, upstream, *quantities):
 
 def _by_series(by_series, chosen):
   """The verdicts of the single series on one quantity, where there are several."""
-  words = [f"{name}: {_with_verdict(line)}" for name, lines in by_series.items()
+  words = [f"{name}: {effect_words.with_verdict(line)}" for name, lines in by_series.items()
            if name != ablations.ALL for line in lines if chosen(line)]
   return f" By series, {_some(words)}." if len(words) > 1 else ""
 
@@ -228,7 +216,8 @@ def head_accuracy(factor, tables, upstream, shots):
   tasks = [line for line in pooled if line["quantity"] == "ds" and line["shots"] == shots]
   said = [_settings(tables, factor, upstream, pooled[0])]
   if us:
-    said.append(f"A decade more {_WORDS[factor]} changes upstream accuracy by {_with_verdict(us)}."
+    said.append(f"A decade more {_WORDS[factor]} changes upstream accuracy by "
+                f"{effect_words.with_verdict(us)}."
                 + _by_series(by_series, lambda line: line["quantity"] == "us"))
   if tasks:
     ends = sorted(tasks, key=lambda line: line["slope"])
@@ -236,7 +225,7 @@ def head_accuracy(factor, tables, upstream, shots):
         f"Of {_tasks(len(tasks))} at {style.shots_name(shots)}, "
         f"{_counted(line['verdict'] for line in tasks)}; "
         + ("from " if len(tasks) > 1 else "")
-        + " to ".join(dict.fromkeys(f"{_interval(line, 'slope')} ({_name(line)})"
+        + " to ".join(dict.fromkeys(f"{effect_words.interval(line, 'slope')} ({_name(line)})"
                                     for line in (ends[0], ends[-1]))) + ".")
   every = [line for line in pooled if line["quantity"] == "ds"]
   if _without_seeds(pooled):
@@ -257,7 +246,7 @@ def head_accuracy(factor, tables, upstream, shots):
           if (line["task"], line["variant"], line["setting"]) in related]
   if mine:
     parts.append((f"it helps tasks related to upstream (here the {len(mine)} of {len(tasks)} that "
-                  "upstream accuracy ranks best)", _outcome(mine, _SIGN[factor])))
+                  f"upstream accuracy ranks best {_POOLED})", _outcome(mine, _SIGN[factor])))
   return " ".join(said + ([_claims(factor, parts)] if parts else []))
 
 
@@ -296,9 +285,10 @@ def head_best(factor, tables, upstream, shots):
     sides = ["rises" if line["best_low"] > us["best_high"] else
              "falls" if line["best_high"] < us["best_low"] else None for line in ranged]
     apart = [line for line, side in zip(ranged, sides) if side]
-    text += (f"; for {len(apart)}" + (f" ({_some(map(_name, apart))})" if apart else "")
-             + " the settings that can't be told from the best are all others than upstream "
-               "accuracy's")
+    text += (f"; for {len(apart) or 'none'} of them"
+             + (f" ({_some(map(_name, apart))})" if apart else "")
+             + " do all the settings that may be best lie above, or all below, those that may be "
+               "best upstream")
     related = _related(tables, upstream, shots)
     sides = [side for line, side in zip(ranged, sides)
              if (line["task"], line["variant"], line["setting"]) in related]
@@ -320,7 +310,7 @@ def head_best(factor, tables, upstream, shots):
              + ", in part by the luck of being picked as the best.")
   return text + _correlated(
       [(line["correlation"], line["best"]) for line in tasks if line["correlation"] is not None],
-      "The best setting against the task's correlation with upstream accuracy")
+      f"The best setting against the task's correlation with upstream accuracy {_POOLED}")
 
 
 def _range_of(shares):
@@ -355,7 +345,7 @@ def margins(factor, tables, upstream, _):
       text = (f"{name}, {words}: of {len(body)} layers of the body (stem and blocks), "
               f"{_counted(body)}")
       if last:
-        text += f"; pre_logits {_with_verdict(last)}"
+        text += f"; pre_logits {effect_words.with_verdict(last)}"
       outcomes += [(words, verdict) for verdict in body]
       if (body or last) and name in drawn:
         said.append(text + ".")
@@ -382,7 +372,7 @@ def norms(factor, tables, upstream, _):
     line = next((line for line in pooled if line["layer"] == part), None)
     if line:
       said.append(f"A decade more {_WORDS[factor]} changes the {words} by "
-                  f"{_with_verdict(line)}."
+                  f"{effect_words.with_verdict(line)}."
                   + _by_series(by_series, lambda line, part=part: line["layer"] == part))
       claims.append((f"the {part}'s norm {_VERDICTS[sign]}",
                      _outcome([line["verdict"]], sign * _SIGN[factor])))
@@ -401,7 +391,7 @@ def layer_norms(factor, tables, upstream, _):
     body = sorted((line for line in lines if line["layer"] not in ("head", "body")),
                   key=lambda line: line["slope"])
     if body and name in drawn:
-      ends = dict.fromkeys(f"{_interval(line, 'slope')} ({line['layer']})"
+      ends = dict.fromkeys(f"{effect_words.interval(line, 'slope')} ({line['layer']})"
                            for line in (body[0], body[-1]))
       said.append(f"{name}: of {len(body)} layers below the head, "
                   f"{_counted(line['verdict'] for line in body)}; "
@@ -411,9 +401,12 @@ def layer_norms(factor, tables, upstream, _):
 
 
 def _of_task(line):
-  parts = [f"rank correlation {line['correlation']:+.2f}".replace("-", "−")]
+  words = f"rank correlation {line['correlation']:+.2f}"
+  if line["correlation_within"] is not None:
+    words += f" and {line['correlation_within']:+.2f} within architectures"
+  parts = [words.replace("-", "−")]
   if line["saturation_status"] == "ok":
-    parts.append(f"saturates at {_percent(line['saturation'])}")
+    parts.append(f"saturation value {_percent(line['saturation'])}")
   if line["earliest_layer"] is not None:
     parts.append(f"best as early as {line['earliest_layer']}")
   return f"{_name(line)} ({', '.join(parts)})"
@@ -429,12 +422,13 @@ def by_task(tables, upstream, shots):
                   key=lambda line: -line["correlation"])
   text = ""
   if ranked:
-    text = ("From the tasks that upstream accuracy ranks best to those it ranks worst: "
+    text = (f"From the tasks that upstream accuracy ranks best ({_POOLED}) to those it ranks "
+            "worst: "
             + "; ".join(_of_task(line) for line in ranked[:_ENDS]
                         + ranked[_ENDS:][-_ENDS:])
             + (", those between left out" if len(ranked) > 2 * _ENDS else "") + ". ")
   text += f"Of {_tasks(len(lines))}, {len(known)} have an identified saturation value."
-  for name, words in (("correlation", "correlation with upstream accuracy"),
+  for name, words in (("correlation", f"correlation with upstream accuracy {_POOLED}"),
                       ("mean_earliest_depth_share", "mean depth, over runs, of the earliest layer "
                                                     "that reaches the best")):
     text += _correlated([(line["saturation"], line[name]) for line in known

@@ -6,8 +6,9 @@
 
 """
 import duckdb
+import numpy as np
 
-from big_transfer.study import ablations, geometry, head, layers, ranks, table
+from big_transfer.study import ablations, geometry, head, layers, ranks, saturation, table
 
 EXPLAINED_COLUMNS = table.CELL_COLUMNS | {
     "runs": ("BIGINT", "runs in the cell"),
@@ -15,11 +16,15 @@ EXPLAINED_COLUMNS = table.CELL_COLUMNS | {
     "saturation_low": ("DOUBLE", "low end of its interval"),
     "saturation_high": ("DOUBLE", "high end of its interval"),
     "saturation_status": ("VARCHAR", "status of that fit: 'ok', 'not identified' or 'no fit'"),
-    "correlation": ("DOUBLE", "Spearman's correlation of the task with upstream accuracy"),
+    "correlation": ("DOUBLE", "Spearman's correlation of the task with upstream accuracy, over "
+                              "all runs, architectures pooled"),
     "correlation_low": ("DOUBLE", "low end of its interval"),
     "correlation_high": ("DOUBLE", "high end of its interval"),
-    "run_id": ("VARCHAR", "the run best upstream among those with several layers probed; the "
-                          "layers that follow are its"),
+    "correlation_within": ("DOUBLE", "the same inside an architecture, the mean over those with at "
+                                     f"least {ranks.MIN_RUNS} runs; null without"),
+    "run_id": ("VARCHAR", "the run best upstream among those with several layers probed, of "
+                          "equals the first by run_id; the layers that follow are its"),
+    "run_name": table.RUN_COLUMNS["run_name"],
     "model": ("VARCHAR", "its model"),
     "best_layer": ("VARCHAR", "its best layer"),
     "best_layer_ds": ("DOUBLE", "accuracy of that layer"),
@@ -41,7 +46,7 @@ COLUMNS = {
 }
 
 _LAYERS_OF_CELLS = f"""
-SELECT {", ".join(table.CELL)}, max_by(given, (us, run_id)) AS best,
+SELECT {", ".join(table.CELL)}, arg_min(given, (-us, run_id)) AS best,
        count(*) AS runs, avg(earliest_depth_share) AS share FROM given GROUP BY ALL
 """
 
@@ -60,9 +65,9 @@ def tables(points, rows, fits, spearman, *, l2=table.L2, level=0.9):
 
   Returns:
     {name: lines} of `COLUMNS`: `layers`, `best_layers` and `geometry` are Arrow tables, the others
-    dicts. Absent are `layers` and `best_layers` where no run has several layers probed, the tables of the
-    head where no runs differ in its decay or rate alone, `explained` without either, and `geometry`
-    where no margins or norms were measured.
+    dicts. Absent are `layers` and `best_layers` where no run has several layers probed, the tables
+    of the head where no runs differ in its decay or rate alone, `explained` without either, and
+    `geometry` where no margins or norms were measured.
 
   Raises:
     ValueError: a level out of range.
@@ -80,8 +85,11 @@ def tables(points, rows, fits, spearman, *, l2=table.L2, level=0.9):
 
 def _explained(points, fits, spearman, made):
   found = {cell: dict.fromkeys(EXPLAINED_COLUMNS) | cell._asdict() for cell in points.cells}
+  family_U = points.of_runs("family")
   for cell, view in zip(points.cells, points):
-    found[cell] |= {"runs": len(set(view.run.tolist())), "runs_with_layers": 0}
+    inside = saturation.within_families(view.take(view.last), family_U, least=ranks.MIN_RUNS)
+    found[cell] |= {"runs": len(set(view.run.tolist())), "runs_with_layers": 0,
+                    "correlation_within": float(np.mean([*inside.values()])) if inside else None}
   for fit in fits:
     if fit["fit"] == "hull":
       names = ("saturation", "saturation_low", "saturation_high")
@@ -98,7 +106,8 @@ def _explained(points, fits, spearman, made):
       for line in database.execute(_LAYERS_OF_CELLS).to_arrow_table().to_pylist():
         best = line["best"]
         found[_cell(line)] |= {name: best[name] for name in (
-            "run_id", "model", "best_layer", "earliest_layer", "earliest_depth_share")} | {
+            "run_id", "run_name", "model", "best_layer", "earliest_layer",
+            "earliest_depth_share")} | {
             "best_layer_ds": best["best_ds"], "last_layer_gain": best["gain"],
             "runs_with_layers": line["runs"], "mean_earliest_depth_share": line["share"]}
   upstream = {}

@@ -74,11 +74,9 @@ def lines(points, rows):
     An Arrow table of `COLUMNS`, by upstream, run and depth; at the last step at which a run's
     margins or norms were measured.
   """
-  chosen = layers.last_of_runs(points)
-  named = points.runs["run_name"].take(chosen["run"])
   with duckdb.connect() as database:
     database.register("rows", database.read_parquet(glob.escape(str(rows))))
-    database.register("chosen", chosen.append_column("run_name", named))
+    database.register("chosen", layers.last_of_runs(points))
     found = database.execute(LAST + _LINES, {"quantile": QUANTILE}).to_arrow_table()
   return found.cast(pa.schema([(name, table.ARROW[kind]) for name, (kind, _) in COLUMNS.items()]))
 

@@ -38,6 +38,7 @@ LAYER_COLUMNS = table.CELL_COLUMNS | _OF_RUN | {
     "ds_seeds": ("BIGINT", "probe seeds in that mean"),
 }
 BEST_COLUMNS = table.CELL_COLUMNS | _OF_RUN | {
+    "run_name": table.RUN_COLUMNS["run_name"],
     "us": LAYER_COLUMNS["us"],
     "layers": ("BIGINT", "layers probed"),
     "best_layer": ("VARCHAR", "the layer of the highest accuracy; the earliest of equals"),
@@ -138,7 +139,7 @@ SELECT {_IDENTITY}, {_layer("depth")} AS layer, depth::BIGINT AS depth, depth / 
 FROM means JOIN runs USING (run) JOIN cells USING (cell) ORDER BY cell, run, depth
 """
 _BEST_LAYERS = f"""
-SELECT {_IDENTITY}, us, layers, {_layer("best")} AS best_layer, best_ds,
+SELECT {_IDENTITY}, run_name, us, layers, {_layer("best")} AS best_layer, best_ds,
        {_layer("earliest")} AS earliest_layer, earliest / deepest AS earliest_depth_share,
        CASE WHEN last = deepest THEN last_ds END AS last_ds,
        CASE WHEN last = deepest THEN best_ds - last_ds END AS gain,
@@ -154,7 +155,7 @@ def last_of_runs(points):
   """A table of the runs: their number, what identifies them, their last evaluation."""
   last = points.measured["last"].to_numpy().astype(bool)
   runs, first = np.unique(points.run[last], return_index=True)
-  of_runs = points.runs.select([*_OF_RUN, "upstream"]).take(pa.array(runs))
+  of_runs = points.runs.select([*_OF_RUN, "run_name", "upstream"]).take(pa.array(runs))
   at = pa.array(np.flatnonzero(last)[first])
   columns = {name: points.measured[name].take(at) for name in ("step", "us")}
   return of_runs.append_column("run", pa.array(runs, pa.int32())).append_column(

@@ -334,9 +334,7 @@ def summary(points, fits):
   lines = []
   for view in points:
     fit, last = on_hull[view.cell], view.take(view.last)
-    family_N = family_U[last.run]
-    ranks = {family: _spearman(last.us[family_N == family], last.ds[family_N == family])
-             for family in sorted(set(family_N))}
+    ranks = within_families(last, family_U)
     words = f"no fit: {fit['reason']}" if fit["status"] == "no fit" else fit["status"]
     if words == "ok":
       words = (f"{fit['saturation']:.3f} [{fit['saturation_low']:.3f}, "
@@ -345,14 +343,30 @@ def summary(points, fits):
              if part and part not in table.USUAL]
     lines.append(view.cell._asdict() | {
         "name": " ".join(str(part) for part in [view.cell.task, *extra]),
-        "spearman": {family: rank for family, rank in ranks.items() if rank is not None},
-        "saturation": words} | {name: fit[name] for name in ("runs", "us_low", "us_high",
-                                                             "ds_best")})
+        "spearman": ranks, "saturation": words} | {
+            name: fit[name] for name in ("runs", "us_low", "us_high", "ds_best")})
   return lines
 
 
-def _spearman(us_N, ds_N):
+def within_families(view, family_U, least=4):
+  """Spearman's correlation of downstream with upstream accuracy inside each family.
+
+  Args:
+    view: a `table.View`, a point a run.
+    family_U: (U,) the runs' families; runs of None are left out.
+    least: runs of a family that has one.
+
+  Returns:
+    {family: correlation}, without families in which either accuracy is constant.
+  """
+  family_N = family_U[view.run]
+  ranks = {family: _spearman(view.us[family_N == family], view.ds[family_N == family], least)
+           for family in sorted(set(family_N) - {None})}
+  return {family: rank for family, rank in ranks.items() if rank is not None}
+
+
+def _spearman(us_N, ds_N, least):
   """Spearman's rank correlation, None where it says nothing."""
-  if us_N.size < 4 or not np.ptp(us_N) or not np.ptp(ds_N):
+  if us_N.size < least or not np.ptp(us_N) or not np.ptp(ds_N):
     return None
   return float(stats.spearmanr(us_N, ds_N).statistic)

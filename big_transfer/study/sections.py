@@ -1,7 +1,7 @@
 """The sections of the report after the plots of downstream against upstream accuracy."""
 import dataclasses
 
-from big_transfer.study import controlled
+from big_transfer.study import controlled, ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ SECTIONS = (
              "length of the upper hull (each place counts for the nearest vertex).", "families"),
     )),
     Section("ranks", "How tasks rank the runs", (
-        Part("figure", "spearman", "Spearman's rank correlation between tasks, over the runs "
-             "measured on both.", "ranks"),
+        Part("figure", "spearman", "Spearman's rank correlation between tasks, over all runs "
+             "measured on both, architectures pooled.", "ranks"),
         Part("figure", "spearman_upstream", "The same of each task with upstream accuracy; bars "
              "are intervals."),
         Part("panels", "overlay", "Orange: the runs on one task's upper hull, shown on every other "
@@ -120,7 +120,8 @@ SECTIONS = (
                  "are compared: the body's own, or the lowest where that wasn't tried.",
                  f"{factor}_accuracy"),
             Part("figure", f"{factor}_best", f"The best of the tried values of {words} for each "
-                 "task, against how well upstream accuracy ranks the study's runs on that task. "
+                 "task, against how well upstream accuracy ranks the study's runs on that task, over "
+                 "all runs, architectures pooled. "
                  "Grey bars: settings that can't be told from the best. Orange: the same for "
                  "upstream accuracy itself.", f"{factor}_best"))) + (
         Part("table", "accuracy_effects", "Slopes of accuracy over the logarithm of the setting, "
@@ -151,9 +152,11 @@ SECTIONS = (
              "“peaks” or “dips” turns at the setting beside."),
     )),
     Section("explained", "What goes with saturation, task by task", (
-        Part("table", "explained", "Each task's saturation value (hull fit), rank correlation with "
-             "upstream accuracy, best layer in the run best upstream among those with probes of "
-             "layers, and best setting of the head.", "explained"),
+        Part("table", "explained", "Each task's saturation value (hull fit), which is that of "
+             "probes of pre_logits; rank correlation with upstream accuracy over all runs, "
+             "architectures pooled, and beside it the mean of those inside each architecture with "
+             f"at least {ranks.MIN_RUNS} runs; best layer in the run best upstream among those "
+             "with probes of layers; and best setting of the head.", "explained"),
     )),
     Section("left-out", "What was left out", (
         Part("table", "left_out", "Input that no fit or figure uses, and why."),

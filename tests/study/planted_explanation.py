@@ -21,7 +21,7 @@ def names_of(family):
 
 def _layers(points):
   lines, best = [], []
-  of = {name: points.of_runs(name) for name in ("run_id", "family", "model")}
+  of = {name: points.of_runs(name) for name in ("run_id", "family", "model", "run_name")}
   for view in points:
     for run, us, ds in zip(view.run.tolist(), view.us.tolist(), view.ds.tolist()):
       identity = view.cell._asdict() | {name: of[name][run] for name in of} | {"us": us}
@@ -53,7 +53,8 @@ def _explained(points, best, spearman):
         "runs": len(mine), "saturation": 0.8, "saturation_low": 0.75, "saturation_high": 0.85,
         "saturation_status": "ok", "correlation": rank["correlation"],
         "correlation_low": rank["low"], "correlation_high": rank["high"],
-        "run_id": top["run_id"], "model": top["model"], "best_layer": top["best_layer"],
+        "correlation_within": -0.25, "run_id": top["run_id"], "run_name": top["run_name"],
+        "model": top["model"], "best_layer": top["best_layer"],
         "best_layer_ds": top["best_ds"], "earliest_layer": top["earliest_layer"],
         "earliest_depth_share": top["earliest_depth_share"], "last_layer_gain": top["gain"],
         "runs_with_layers": len(mine),

@@ -7,9 +7,12 @@ import planted_layers
 import planted_points
 import pytest
 from pyarrow import parquet
+from scipy import stats
 
 from big_transfer.study import __main__ as command
 from big_transfer.study import ablations, analysis, explain, gather, head, ranks, table
+from big_transfer.study.figures import layers as figures_of_layers
+from big_transfer.study.figures import scatter
 
 DECADES = {"head_decay": 1.0, "head_rate": -1.0}
 
@@ -265,10 +268,29 @@ def test_the_table_a_task_says_what_the_others_do(tmp_path):
     assert line["correlation"] == next(
         other["correlation"] for other in spearman if other["column"] == "upstream"
         and (other["row"], other["shots"]) == (cell.task, cell.shots))
+    view, family_U = points.view(cell), points.of_runs("family")
+    inside = [stats.spearmanr(view.us[chosen], view.ds[chosen]).statistic for chosen in (
+        family_U[view.run] == family for family in ("vit", "mixer"))]
+    assert line["correlation_within"] == pytest.approx(np.mean(inside))
     for factor in ablations.FACTORS:
       wanted = _one(found["head_best"], factor=factor, task=cell.task, shots=cell.shots)
       assert line[f"best_{factor}"] == wanted["best"]
       assert line[f"upstream_best_{factor}"] == _one(found["head_best"], factor=factor)["best"]
+
+
+def test_of_runs_alike_upstream_text_table_and_figure_take_the_same(tmp_path):
+  for folder in planted_layers.write(tmp_path, geometry=False, seeds=1, families=("vit",)):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | {"value": 0.7} if row["evaluator"] == "upstream" else row for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  points, rows = _points(tmp_path)
+  found = explain.tables(points, rows, [], [])
+  drawn = {scatter.cell_of(line): line for line in figures_of_layers.best_runs(found)}
+  for line in found["explained"]:
+    shown = drawn[scatter.cell_of(line)]
+    assert line["run_id"] == shown["run_id"] == min(points.of_runs("run_id"))
+    assert line["run_name"] == shown["run_name"] is not None
+    assert line["earliest_layer"] == shown["earliest_layer"]
 
 
 def test_tables_are_absent_where_there_is_nothing_to_say(tmp_path):
@@ -292,7 +314,7 @@ def test_the_command_writes_them_as_documented(tmp_path, capsys):
   runs = ["--runs", f"{tmp_path}/runs/*"]
   assert command.main([*runs, "--out", str(tmp_path / "out"), *quick]) == 0
   printed = capsys.readouterr().out
-  assert "layers: the best is reached at " in printed
+  assert "layers: the earliest layer not told from the best lies at " in printed
   assert "head: with its decay upstream accuracy: 1 falls; downstream: " in printed
   for name, columns in explain.COLUMNS.items():
     stored = parquet.read_table(tmp_path / f"out/{name}.parquet")

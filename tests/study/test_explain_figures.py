@@ -10,7 +10,7 @@ import pytest
 import vl_convert
 from scipy import stats
 
-from big_transfer.study import claims, payload, report
+from big_transfer.study import claims, effect_words, payload, report
 from big_transfer.study.figures import head, layers, panels, scatter
 from big_transfer.study.figures.catalogue import _of_upstream
 
@@ -264,10 +264,11 @@ def test_findings_state_the_tables_numbers(study):
           "[+24.7, +27.1] (stem)") in texts["head_decay_layer_norms"]
   assert "0.01, the lowest tried (not told from it: 0.01 to 0.1)" in texts["head_decay_best"]
   assert ("Of 2 tasks, a higher one is best for 1, a lower one for 0, the same for 1; for 1 "
-          "(digits) the settings that can't be told from the best are all others than upstream "
-          "accuracy's") in texts["head_decay_best"]
+          "of them (digits) do all the settings that may be best lie above, or all below, those "
+          "that may be best upstream") in texts["head_decay_best"]
   assert "digits (rank correlation +0." in texts["explained"]
-  assert "saturates at 80.0 %, best as early as block_0" in texts["explained"]
+  assert ("−0.25 within architectures, saturation value 80.0 %, best as early as block_0"
+          in texts["explained"])
   assert "On 1 of 2 tasks one of its layers before pre_logits" in texts["layer_overlay"]
   assert "ViT (9 runs, 2 tasks)" in texts["layer_curves"]
 
@@ -281,7 +282,7 @@ def test_the_papers_claim_is_judged_part_by_part_and_in_either_direction(study):
         (line for line in study[1]["spearman"] if line["column"] == "upstream"
          and line["upstream"] == "fractals" and line["shots"] == 10),
         key=lambda line: -line["correlation"])][0]
-    assert (f"that upstream accuracy ranks best) "
+    assert (f"that upstream accuracy ranks best over all runs, architectures pooled) "
             f"{'holds here' if related == 'digits' else 'fails here'}") in accuracy
     assert (f"tasks related to upstream (here 1) are best at a "
             f"{'higher' if factor == 'head_decay' else 'lower'} one than upstream accuracy, "
@@ -318,6 +319,26 @@ def test_a_curve_that_turns_is_said_to_turn(study):
   assert "costs upstream accuracy holds only to one side" in texts["head_decay_accuracy"]
   assert ("of 4 layers of the body (stem and blocks), 0 up, 0 down, 4 up and then down and 0 "
           "undecided") in texts["head_decay_margins"]
+
+
+@pytest.mark.parametrize("quantity, ends, words", [
+    ("l2_norm", (2e-5, 1e-6, 4e-5), "+0.0046 % [+0.0002, +0.0092] (rises)"),
+    ("us", (-2e-5, -4e-5, -1e-6), "−0.0020 points [−0.0040, −0.0001] (falls)"),
+    ("us", (2e-5, -1e-5, 4e-5), "+0.00 points [−0.00, +0.00] (undecided)"),
+    ("us", (2e-5, None, None), "+0.00 points (undecided)"),
+    ("margin", (2e-5, 1e-6, 4e-5), "+2e−05 [+1e−06, +4e−05] (rises)")])
+def test_a_decided_slope_is_not_printed_as_nothing(quantity, ends, words):
+  line = dict(zip(("slope", "slope_low", "slope_high"), ends))
+  verdict = {"r": "rises", "f": "falls", "u": "undecided"}[words.split("(")[1][0]]
+  assert effect_words.with_verdict(line | {"quantity": quantity, "verdict": verdict}) == words
+
+
+def test_a_range_of_one_value_is_one_number(study):
+  lines = [line | {"last_layer_gain": 0.01} for line in study[1]["explained"]]
+  text = claims.overlay(study[1] | {"explained": lines}, "fractals", 10)
+  assert "above pre_logits by 1.0 points, in part" in text
+  names = {line["run_name"] for line in lines if line["upstream"] == "fractals"}
+  assert all(f"(run {name})" in text for name in names)
 
 
 def test_the_p_value_of_few_tasks_counts_their_orders():
