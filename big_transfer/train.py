@@ -326,7 +326,9 @@ def main(argv=None):
       prog="python -m big_transfer.train", description=__doc__.split("\n", maxsplit=1)[0],
       formatter_class=argparse.RawDescriptionHelpFormatter,
       epilog="Any key of the config can be set (big_transfer.train.Settings says what they are):\n"
-             "  --config.optim.lr=3e-4\n  '--config.optim.rules[0][1].wd=1.0'")
+             "  --config.optim.lr=3e-4\n  '--config.optim.rules[0][1].wd=1.0'\n"
+             "and an evaluator added, whole:\n"
+             "  '--config.evals.geometry={\"kind\": \"geometry\", \"every\": 500}'")
   parser.add_argument("--config", required=True, help="configs/….py or configs/….py:argument")
   parser.add_argument("--workdir", required=True, help="the run's folder; made or continued")
   parser.add_argument("--allow_changes", action="store_true",

@@ -6,7 +6,8 @@ An evaluator has `rows(params)`, an iterator of dicts with the columns of a reco
     config.evals.probes = dict(kind="fewshot", every=500, tasks=("digits",), shots=(1, 5))
 
 `kind` names the class, `every` the steps between evaluations (it always runs after the last step;
-`first=True` adds step 0), and the rest are its keyword arguments.
+`first=True` adds step 0), and the rest are its keyword arguments. On a command line a section is
+added whole: '--config.evals.geometry={"kind": "geometry", "every": 500}'.
 """
 import dataclasses
 from typing import Any, Callable, Iterator, NamedTuple, Protocol, Sequence
