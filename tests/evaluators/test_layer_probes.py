@@ -131,7 +131,7 @@ def test_a_layer_is_measured_alike_whatever_the_batch():
                     r"block_01, block_02, pre_logits, logits, indices from -5 to 4, or \"all\""),
     (("stem", 5), "few-shot layer 5 is not"), ((-6,), "few-shot layer -6 is not"),
     (("stem", "block_3"), "'block_3' is not"), ((1.5,), "1.5 is not"), ((True,), "True is not"),
-    ("stem", "expected a list of at least one"), ((), "at least one")])
+    ("stem", "a list of at least one"), ((), "at least one")])
 def test_layers_that_the_model_has_not_are_told_before_anything_is_measured(layers, message):
   with pytest.raises(ValueError, match=message):
     fewshot.FewShot(_context(None), tasks=["digits"], layers=layers)
