@@ -119,6 +119,7 @@ def test_the_shipped_evaluators_keep_the_runs_tasks(run, capsys):
   assert config["evals"]["probes"]["layers"] == "all" and config["optim"]["lr"] == 1e-2
 
 
+@pytest.mark.slow
 def test_another_runs_model_on_this_runs_data(trained, other, tmp_path, capsys):
   with pytest.raises(ValueError, match="3 logits .* 'toy', which has 4 classes.*--evals"):
     evaluate_lib.evaluate(trained, init=other, out=tmp_path / "out")

@@ -332,6 +332,7 @@ def test_one_class_has_no_competitor():
     geometry.Geometry(_context(_apply("linear"), train_source=_source(2, 9, 1)))
 
 
+@pytest.mark.slow
 def test_geometry_in_a_run_that_is_stopped_and_goes_on(tmp_path, monkeypatch):
   config = toy.config(total_steps=4, evals=dict(
       shape=dict(kind="geometry", every=2, first=True, examples=20, quantiles=(0.5,))))

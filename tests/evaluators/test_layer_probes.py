@@ -148,6 +148,7 @@ def test_layers_solved_a_few_at_a_time_are_those_solved_at_once(monkeypatch):
   assert solved == [5] + 5 * [1]
 
 
+@pytest.mark.slow
 def test_layers_of_several_widths_are_padded_to_one_solve_where_that_is_quicker(monkeypatch):
   module, params = _model("resnet")
   shapes, correct = [], fewshot.ridge.correct

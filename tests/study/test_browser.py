@@ -23,6 +23,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--enable-logging=stderr")
 DRIVER = pathlib.Path(__file__).with_name("drive.js")
+pytestmark = pytest.mark.slow
 
 
 def driven(page, script, folder, *, size="1200,900", seconds=120):

@@ -307,6 +307,7 @@ def test_tables_are_absent_where_there_is_nothing_to_say(tmp_path):
   assert not {"x"} & set(found["layers"]["task"].to_pylist())
 
 
+@pytest.mark.slow
 def test_the_command_writes_them_as_documented(tmp_path, capsys):
   planted_layers.write(tmp_path / "runs", families=("vit",), seeds=2)
   quick = ["--no-figures", "--resamples", "20", "--skip", "robust", "prediction", "sample-size",

@@ -35,6 +35,7 @@ def rows_of(spec):
   return spec["datasets"]["rows"]
 
 
+@pytest.mark.slow
 def test_every_figure_is_valid_and_drawn(study):
   points, tables = study
   made = {"layer_overlay": layers.layer_overlay(points, tables, 10, upstream="fractals"),
