@@ -1,9 +1,8 @@
 """Why downstream accuracy saturates: layers, head, margins (arXiv:2110.02095, sections 3 and 4).
 
 `layers` says which layer serves a task best, `head` what the head's decay and learning rate do,
-`geometry` what margins and norms any run has;
-`explained` puts both beside a cell's saturation value and its correlation with upstream accuracy.
-
+`geometry` what margins and norms any run has; `explained` puts layers and head beside a cell's
+saturation value and its correlation with upstream accuracy.
 """
 import duckdb
 import numpy as np
