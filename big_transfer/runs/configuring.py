@@ -32,8 +32,9 @@ from ml_collections.config_flags import config_path
 # Keys that change what a run costs or leaves behind, not what it computes at a step. The length is
 # apart: a run may be made longer, but two trials of a sweep may well differ in it alone.
 LENGTH = ("total_steps", "total_epochs")
-HOUSEKEEPING = ("log_every", "checkpoint.*", "name")
-OPERATIONAL = LENGTH + HOUSEKEEPING
+HOUSEKEEPING = ("log_every", "checkpoint.*", "name", "sinks*", "profile*")
+PLACEMENT = ("mesh.*", "sharding*")
+OPERATIONAL = LENGTH + HOUSEKEEPING + PLACEMENT
 
 
 class ConfigError(ValueError):

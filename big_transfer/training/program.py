@@ -43,13 +43,18 @@ class Network(NamedTuple):
 class Program(NamedTuple):
   """A model, its objective and its optimiser, compiled for a mesh.
 
+  That of a population has a leading axis M over members, "stacked" here, in all that goes in and
+  out of `init` and `step`; a batch may be without, and is then every member's.
+
   Attributes:
     apply, label, layers, parameters, flops: of the `Network`.
     names: of all parameters.
     mesh: over which it runs.
     init: `init(seed) -> TrainState`, jitted, sharded.
-    like: the TrainState as shapes with shardings.
+    like: the TrainState of one run as shapes with shardings.
     step: `step(state, batch, hparams) -> (state, measures)`, jitted; `state` is donated.
+    split: of a population, `split(state) -> [state of each member]`, each as `like` has it.
+    stack: its inverse.
     loss: `loss(logits_BC, targets_BC) -> (B,)`.
   """
   apply: Callable
@@ -62,6 +67,8 @@ class Program(NamedTuple):
   init: Callable
   like: Any
   step: Callable
+  split: Callable
+  stack: Callable
   loss: Callable
 
 
@@ -95,7 +102,7 @@ def _network(text):
 
 
 def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mixup, accumulate,
-          mesh):
+          mesh, members=None):
   """Builds a program, or returns the one built before from equal settings.
 
   Args:
@@ -109,17 +116,20 @@ def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mix
     mixup: whether the step mixes examples, by `hparams["mixup"]`.
     accumulate: micro-batches a step.
     mesh: `{axis: size}`.
+    members: how many runs are trained at once; None for one, as it is.
   """
-  return _build(json.dumps(dict(model=model, classes=classes, image_size=image_size,
-                                optimiser=optimiser, patterns=patterns, loss=loss,
-                                augment=augment, mixup=mixup, accumulate=accumulate, mesh=mesh)))
+  return _build(json.dumps(dict(
+      model=model, classes=classes, image_size=image_size, optimiser=optimiser, patterns=patterns,
+      loss=loss, augment=augment, mixup=mixup, accumulate=accumulate, mesh=mesh,
+      members=members)))
 
 
 @functools.lru_cache(maxsize=8)
 def _build(text):
   settings = json.loads(text)
   net = network(**{key: settings[key] for key in ("model", "classes", "image_size")})
-  mesh = sharding.make_mesh(settings["mesh"])
+  members = settings["members"]
+  mesh = sharding.make_mesh(settings["mesh"], members=members)
   names = list(trees.flatten(net.shapes))
   tx = optim.build(names, [(pattern, {}) for pattern in settings["patterns"]], lr=0.0,
                    **settings["optimiser"]).tx
@@ -135,10 +145,19 @@ def _build(text):
   step = step_lib.make_train_step(
       net.apply, objectives.classification(settings["loss"]), tx, prepare,
       settings["accumulate"])
-  everywhere, split = sharding.replicated(mesh), sharding.batched(mesh)
+  everywhere = sharding.replicated(mesh)
   like = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
       jax.eval_shape(lambda p: step_lib.start(p, tx), net.shapes))
+  if members is None:
+    jitted = jax.jit(step, in_shardings=(everywhere, sharding.batched(mesh), everywhere),
+                     out_shardings=everywhere, donate_argnums=0)
+    of_state = everywhere
+  else:
+    of_state = sharding.of_members(mesh)
+    init = jax.vmap(init)
+    jitted = jax.jit(_for_members(step), out_shardings=(of_state, everywhere), donate_argnums=0)
+  quick = _quick_compile()
   return Program(
       apply=net.apply,
       label=net.label,
@@ -147,11 +166,31 @@ def _build(text):
       flops=net.flops,
       names=names,
       mesh=mesh,
-      init=jax.jit(init, out_shardings=everywhere, compiler_options=_quick_compile()),
+      init=jax.jit(init, out_shardings=of_state, compiler_options=quick),
       like=like,
-      step=jax.jit(step, in_shardings=(everywhere, split, everywhere),
-                   out_shardings=everywhere, donate_argnums=0),
+      step=jitted,
+      split=jax.jit(_split, out_shardings=everywhere, compiler_options=quick),
+      stack=jax.jit(_stack, out_shardings=of_state, compiler_options=quick),
       loss=objectives.LOSSES[settings["loss"]])
+
+
+def _for_members(step):
+  """The step of a population; a batch without the axis of members is every member's."""
+
+  def step_members(state_M, batch, hparams_M):
+    per_member = 0 if batch["label"].ndim == 2 else None
+    return jax.vmap(step, in_axes=(0, per_member, 0))(state_M, batch, hparams_M)
+
+  return step_members
+
+
+def _split(state_M):
+  members = len(state_M.step)
+  return [jax.tree.map(lambda x, i=i: x[i], state_M) for i in range(members)]
+
+
+def _stack(states):
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def _quick_compile():

@@ -1,7 +1,7 @@
 """The keys of a run's config, what they may be, and what stands for nothing."""
 import dataclasses
 import math
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import jax
 
@@ -11,7 +11,8 @@ from big_transfer.runs import configuring
 
 # Values that are as good as no key. They are left out of what a run records, so that its identity
 # is what it was before there was such a key.
-_ABSENT = {"total_steps": None, "total_epochs": None, "name": ""}
+_ABSENT = {"total_steps": None, "total_epochs": None, "name": "", "sharding": [], "sinks": [],
+           "profile": None}
 _PART = ("fraction", "fraction_seed")  # keys of `upstream` that a task doesn't have
 
 
@@ -43,9 +44,12 @@ class Settings:
       for large images.
     accumulate: micro-batches a step.
     seed: of initial parameters, order of the data and augmentation.
-    mesh: `{"data": devices}`, -1 for all.
+    mesh: `{axis: devices}`, -1 for what is left; see `sharding.make_mesh`.
+    sharding: rules by which parameters are split, `(regex, tactic)`; see `sharding.partition`.
     log_every: steps between rows of the training loss.
     checkpoint: `every` (steps) and `keep` (how many).
+    sinks: where rows go beside the record, see `runs.sinks`.
+    profile: steps to trace, see `profiling.Profiler`; None for none.
     name: what people call the run; where empty, what `train` is told.
 
   Raises:
@@ -68,8 +72,11 @@ class Settings:
   accumulate: int = 1
   seed: int = 0
   mesh: Mapping = dataclasses.field(default_factory=lambda: {"data": -1})
+  sharding: Sequence | str = ()
   log_every: int = 50
   checkpoint: Mapping = dataclasses.field(default_factory=dict)
+  sinks: Sequence[str] = ()
+  profile: Sequence | None = None
   name: str = ""
 
   def __post_init__(self):
