@@ -26,19 +26,20 @@ def map_named(function, tree):
   return unflatten({name: function(name, leaf) for name, leaf in flatten(tree).items()})
 
 
-def first_match(patterns, names):
+def first_match(patterns, names, default=False):
   """Assigns each name to the first pattern that matches the whole of it.
 
   Args:
     patterns: ordered regular expressions, used with `re.fullmatch`.
     names: parameter names.
+    default: whether there is something else for a name that no pattern matches; its index is None.
 
   Returns:
     `{name: index into patterns}`.
 
   Raises:
     ValueError: a pattern is no regular expression, a pattern is the first match of no name, or
-      a name is matched by none.
+      a name is matched by none and there is no default.
   """
   compiled = []
   for pattern in patterns:
@@ -50,7 +51,7 @@ def first_match(patterns, names):
   for name in names:
     found[name] = next((i for i, p in enumerate(compiled) if p.fullmatch(name)), None)
   unclaimed = [name for name, index in found.items() if index is None]
-  if unclaimed:
+  if unclaimed and not default:
     raise ValueError(
         f"no rule claims {_some(unclaimed)}; rules are {list(patterns)}, tried in order on the "
         "whole name. Add a last rule ('.*', {...}) for the rest")

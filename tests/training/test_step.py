@@ -119,7 +119,7 @@ def test_unknown_loss():
 
 
 @pytest.mark.parametrize("axes, message", [
-    ({"data": 3}, "needs 3 devices"), ({"model": -1}, "expected 'data' alone")])
+    ({"data": 3}, "needs 3 devices"), ({"model": -1}, "expected any of data, fsdp, tensor")])
 def test_bad_meshes(axes, message):
   with pytest.raises(ValueError, match=message):
     sharding.make_mesh(axes)
