@@ -41,6 +41,15 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
-        "test": ["pytest>=8,<10"],
+        "tensorboard": ["tensorboard>=2.18,<3"],
+        "wandb": ["wandb>=0.19.10,<1"],
+        "test": [
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<1",
+            "nbformat>=5.10,<6",
+            "pytest>=8,<10",
+            "pyyaml>=6,<7",
+            "tensorboard>=2.18,<3",
+        ],
     },
 )
