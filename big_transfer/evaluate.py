@@ -41,9 +41,10 @@ from big_transfer.training import sharding
 from big_transfer.training import upstream as upstream_lib
 
 # What may be changed where the rows are to be the run's: all else would make them another run's.
-CHANGEABLE = ("evals", "eval_batch_size", "mesh")
+CHANGEABLE = ("evals", "eval_batch_size", "mesh", "sharding")
 # What an evaluation takes of a config; the other keys are of the training.
-_FORWARD = ("model", "upstream", "image_size", "fit", "loss", "evals", "eval_batch_size", "mesh")
+_FORWARD = ("model", "upstream", "image_size", "fit", "loss", "evals", "eval_batch_size", "mesh",
+            "sharding")
 # What goes with the parameters: another run's, where --init names one.
 _OF_PARAMETERS = ("model", "image_size", "loss")
 # What a record repeats of the run.json of the run that trained the parameters.
@@ -214,7 +215,8 @@ def _configured(base, evals, overrides, texts, of_run):
         raise configuring.ConfigError(
             f"config key '{path}' can't change when a run is evaluated: its rows would not be of "
             f"this run. Only {', '.join(CHANGEABLE)} may; train another run, or see --init")
-  base = {"eval_batch_size": settings_lib.Settings.eval_batch_size, "mesh": {"data": -1}, **base}
+  base = {"eval_batch_size": settings_lib.Settings.eval_batch_size, "mesh": {"data": -1},
+          "sharding": (), **base}
   base["evals"] = _sections(evals, base.get("evals") or {})
   config = ConfigDict(base)
   for path in [*overrides, *texts]:
@@ -291,9 +293,9 @@ def _prepare(job, stop_check):
   s, outputs = job.settings, job.origin.classes
   net = program_lib.network(model=s.model, classes=outputs, image_size=s.image_size)
   mesh = sharding.make_mesh(s.mesh)
-  everywhere = sharding.replicated(mesh)
+  places = sharding.of_tree(mesh, sharding.partition(net.shapes, s.sharding, mesh.shape))
   params = job.origin.placed(jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), net.shapes))
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), net.shapes, places))
   if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
     raise ValueError("the parameters hold infinities or NaN: their training diverged, and nothing "
                      "measured of them would mean anything; take an earlier --step")

@@ -227,7 +227,7 @@ def _program_arguments(settings):
       patterns=[pattern for pattern, _ in settings.optim["rules"]], loss=settings.loss,
       augment=dict(crop_padding=augment.crop_padding, flip=augment.flip),
       mixup=augment.mixup is not None, accumulate=settings.accumulate,
-      mesh=settings.mesh)
+      mesh=settings.mesh, sharding=settings.sharding)
 
 
 def _start(run, checkpoints, record, before):

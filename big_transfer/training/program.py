@@ -1,4 +1,12 @@
-"""What is compiled once and serves every run that differs only in array-valued settings."""
+"""What is compiled once and serves every run that differs only in array-valued settings.
+
+Precision. Parameters are float32 masters, and so are moments (but those that `optim.build` is told
+to keep in bfloat16), the head, the loss, the probes' features and the sum of micro-batches'
+gradients. With `model.dtype="bfloat16"` each kernel is rounded where it is used, activations and
+their gradients are bfloat16, matrix products accumulate in float32 and are rounded once; a kernel's
+gradient is rounded to bfloat16 once a micro-batch, as is, on a mesh, each device's part of its sum
+over devices. Updates far below a parameter's bfloat16 resolution therefore add up.
+"""
 import functools
 import json
 import math
@@ -13,7 +21,7 @@ from big_transfer.data import transforms
 from big_transfer.models import shapes
 from big_transfer.training import objectives
 from big_transfer.training import optim
-from big_transfer.training import sharding
+from big_transfer.training import sharding as sharding_lib
 from big_transfer.training import step as step_lib
 
 
@@ -51,7 +59,7 @@ class Program(NamedTuple):
     names: of all parameters.
     mesh: over which it runs.
     init: `init(seed) -> TrainState`, jitted, sharded.
-    like: the TrainState of one run as shapes with shardings.
+    like: the TrainState of one run as shapes with shardings, those of `sharding.state_partition`.
     step: `step(state, batch, hparams) -> (state, measures)`, jitted; `state` is donated.
     split: of a population, `split(state) -> [state of each member]`, each as `like` has it.
     stack: its inverse.
@@ -102,7 +110,7 @@ def _network(text):
 
 
 def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mixup, accumulate,
-          mesh, members=None):
+          mesh, sharding=(), members=None):
   """Builds a program, or returns the one built before from equal settings.
 
   Args:
@@ -115,13 +123,14 @@ def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mix
     augment: arguments of `transforms.augment`.
     mixup: whether the step mixes examples, by `hparams["mixup"]`.
     accumulate: micro-batches a step.
-    mesh: `{axis: size}`.
+    mesh: `{axis: size}`, see `sharding.axis_sizes`.
+    sharding: rules by which parameters are split over it, see `sharding.partition`.
     members: how many runs are trained at once; None for one, as it is.
   """
   return _build(json.dumps(dict(
       model=model, classes=classes, image_size=image_size, optimiser=optimiser, patterns=patterns,
       loss=loss, augment=augment, mixup=mixup, accumulate=accumulate, mesh=mesh,
-      members=members)))
+      sharding=sharding, members=members)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -129,7 +138,7 @@ def _build(text):
   settings = json.loads(text)
   net = network(**{key: settings[key] for key in ("model", "classes", "image_size")})
   members = settings["members"]
-  mesh = sharding.make_mesh(settings["mesh"], members=members)
+  mesh = sharding_lib.make_mesh(settings["mesh"], members=members)
   names = list(trees.flatten(net.shapes))
   tx = optim.build(names, [(pattern, {}) for pattern in settings["patterns"]], lr=0.0,
                    **settings["optimiser"]).tx
@@ -141,20 +150,20 @@ def _build(text):
       images, targets = transforms.mixup(keys_B, images, targets, hparams["mixup"])
     return {"image": images, "target": targets}
 
+  abstract = jax.eval_shape(lambda p: step_lib.start(p, tx), net.shapes)
+  of_run = sharding_lib.of_tree(
+      mesh, sharding_lib.state_partition(abstract, settings["sharding"], mesh.shape))
   init = step_lib.make_init(net.module, net.image_shape, tx)
   step = step_lib.make_train_step(
-      net.apply, objectives.classification(settings["loss"]), tx, prepare,
-      settings["accumulate"])
-  everywhere = sharding.replicated(mesh)
-  like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      jax.eval_shape(lambda p: step_lib.start(p, tx), net.shapes))
+      _with_sharding(net.apply, of_run.params), objectives.classification(settings["loss"]), tx,
+      prepare, settings["accumulate"])
+  everywhere = sharding_lib.replicated(mesh)
   if members is None:
-    jitted = jax.jit(step, in_shardings=(everywhere, sharding.batched(mesh), everywhere),
-                     out_shardings=everywhere, donate_argnums=0)
-    of_state = everywhere
+    of_state = of_run
+    jitted = jax.jit(step, in_shardings=(of_state, sharding_lib.batched(mesh), everywhere),
+                     out_shardings=(of_state, everywhere), donate_argnums=0)
   else:
-    of_state = sharding.of_members(mesh)
+    of_state = sharding_lib.of_members(of_run)
     init = jax.vmap(init)
     jitted = jax.jit(_for_members(step), out_shardings=(of_state, everywhere), donate_argnums=0)
   quick = _quick_compile()
@@ -167,11 +176,28 @@ def _build(text):
       names=names,
       mesh=mesh,
       init=jax.jit(init, out_shardings=of_state, compiler_options=quick),
-      like=like,
+      like=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+                        abstract, of_run),
       step=jitted,
-      split=jax.jit(_split, out_shardings=everywhere, compiler_options=quick),
+      split=jax.jit(_split, out_shardings=[of_run] * (members or 0), compiler_options=quick),
       stack=jax.jit(_stack, out_shardings=of_state, compiler_options=quick),
       loss=objectives.LOSSES[settings["loss"]])
+
+
+def _with_sharding(apply, of_params):
+  """`apply` that tells the compiler where parameters, and so their gradients, lie.
+
+  The reverse pass of the constraint is the same constraint: each device then keeps the sum of its
+  own part of a gradient, instead of all of it.
+  """
+  if all(at.is_fully_replicated for at in jax.tree.leaves(of_params)):
+    return apply
+
+  def constrained(variables, *args, **kwargs):
+    params = jax.lax.with_sharding_constraint(variables["params"], of_params)
+    return apply({**variables, "params": params}, *args, **kwargs)
+
+  return constrained
 
 
 def _for_members(step):
@@ -179,7 +205,8 @@ def _for_members(step):
 
   def step_members(state_M, batch, hparams_M):
     per_member = 0 if batch["label"].ndim == 2 else None
-    return jax.vmap(step, in_axes=(0, per_member, 0))(state_M, batch, hparams_M)
+    return jax.vmap(step, in_axes=(0, per_member, 0), spmd_axis_name="population")(
+        state_M, batch, hparams_M)
 
   return step_members
 

@@ -8,6 +8,7 @@ import jax
 from big_transfer import models
 from big_transfer.data import subset
 from big_transfer.runs import configuring
+from big_transfer.training import sharding
 
 # Values that are as good as no key. They are left out of what a run records, so that its identity
 # is what it was before there was such a key.
@@ -166,21 +167,27 @@ def check(settings: Settings) -> None:
           f"config key '{key}' is {value!r}: expected a number from {low} to {high}")
   if (mixup := settings.augment.get("mixup")) is not None and mixup < 0:
     raise configuring.ConfigError(f"config key 'augment.mixup' is {mixup!r}: expected at least 0")
-  devices = jax.device_count()
-  if settings.batch_size % (devices * settings.accumulate):
+  shards = _example_shards(settings)
+  if settings.batch_size % (shards * settings.accumulate):
     raise configuring.ConfigError(
         f"config key 'batch_size' is {settings.batch_size}: expected a multiple of "
-        f"{devices * settings.accumulate}, {devices} devices × {settings.accumulate} micro-batches")
+        f"{shards * settings.accumulate}, {shards} devices that split a batch (config.mesh) × "
+        f"{settings.accumulate} micro-batches")
 
 
 def check_forward(settings: Settings) -> None:
   """The part of `check` that passing images forward needs, with no training."""
   _check_whole(settings, "eval_batch_size", "image_size")
   check_model(settings)
-  devices = jax.device_count()
-  if settings.eval_batch_size % devices:
-    raise configuring.ConfigError(f"config key 'eval_batch_size' is {settings.eval_batch_size}: "
-                                  f"expected a multiple of {devices}, the number of devices")
+  shards = _example_shards(settings)
+  if settings.eval_batch_size % shards:
+    raise configuring.ConfigError(
+        f"config key 'eval_batch_size' is {settings.eval_batch_size}: expected a multiple of "
+        f"{shards}, the number of devices that split a batch (config.mesh)")
+
+
+def _example_shards(settings):
+  return sharding.example_shards(sharding.axis_sizes(settings.mesh, jax.device_count()))
 
 
 def check_model(settings: Settings) -> None:

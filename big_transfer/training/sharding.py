@@ -194,9 +194,16 @@ def batched(mesh, members=False):
   return NamedSharding(mesh, PartitionSpec(*["population"] * members, axes))
 
 
-def of_members(mesh):
-  """The sharding of arrays whose first dimension runs over the members of a population."""
-  return NamedSharding(mesh, PartitionSpec("population"))
+def of_tree(mesh, specs):
+  """Returns a tree of `PartitionSpec` as one of `NamedSharding` on a mesh."""
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs,
+                      is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def of_members(shardings):
+  """A tree of `NamedSharding` of one run, as that of a population: members in front."""
+  return jax.tree.map(
+      lambda at: NamedSharding(at.mesh, PartitionSpec("population", *at.spec)), shardings)
 
 
 def put_batch(batch, mesh, members=False):
@@ -207,8 +214,9 @@ def put_batch(batch, mesh, members=False):
 
 
 def example_shards(mesh):
-  """Into how many parts the examples of a batch are split."""
-  return mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
+  """Into how many parts the examples of a batch are split over a mesh, or axes of these sizes."""
+  sizes = getattr(mesh, "shape", mesh)
+  return sizes.get("data", 1) * sizes.get("fsdp", 1)
 
 
 class _Split(NamedTuple):
