@@ -5,6 +5,9 @@
 
 or, from Python, `train(config, "runs/first")`. The same command continues a run that was stopped,
 to the bit. The folder it leaves is described in `runs/records.py`, the config in `Settings`.
+
+Runs whose configs differ only in what the step takes as arrays (`population_key`) can be trained
+at once, as a population: `train_population`. Each leaves what it would have left alone.
 """
 import argparse
 import collections
@@ -13,66 +16,63 @@ import dataclasses
 import signal
 import sys
 import time
+from typing import Any, Mapping, Sequence
 
 from clu import parameter_overview
 import jax
 import numpy as np
 
 from big_transfer import evaluators
-from big_transfer.data import pipeline
-from big_transfer.data import transforms
 from big_transfer.runs import configuring
 from big_transfer.runs import records
-from big_transfer.training import checkpoint
 from big_transfer.training import interrupts as interrupts_lib
+from big_transfer.training import members as members_lib
 from big_transfer.training import optim
 from big_transfer.training import program as program_lib
 from big_transfer.training import progress as progress_lib
 from big_transfer.training import provenance
-from big_transfer.training import schedules
 from big_transfer.training import settings as settings_lib
 from big_transfer.training import sharding
 from big_transfer.training import upstream as upstream_lib
 
 
 Settings = settings_lib.Settings  # the keys of a config
-
-
-class NonFiniteError(ArithmeticError):
-  """Training diverged; the message says when and what to turn."""
+NonFiniteError = members_lib.NonFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-  """What a run is made of, once its settings are read."""
+class _Group:
+  """What the runs that are trained together are made of, once their settings are read.
+
+  Attributes:
+    settings: of the first; the others' differ in arrays alone.
+    members: the runs.
+    program: theirs, stacked where there are several.
+    data: what they are trained on.
+    evaluators: scheduled.
+    saving: when.
+    total_steps: of each.
+  """
   settings: Settings
+  members: list[members_lib.Member]
   program: program_lib.Program
-  optimiser: optim.Optimiser
-  schedule: np.ndarray
   data: upstream_lib.Data
   evaluators: list
   saving: settings_lib.Saving
+  total_steps: int
 
   @property
-  def total_steps(self):
-    return len(self.schedule)
+  def stacked(self):
+    return len(self.members) > 1
 
-  def hparams(self, step):
-    """The arrays that the step takes beside state and batch."""
-    s = self.settings
-    rate = self.optimiser.hparams["lr"] * self.schedule[step]
-    return {"seed": np.uint32(s.seed), "optim": {**self.optimiser.hparams, "lr": rate},
-            "label_smoothing": np.float32(s.label_smoothing),
-            "mixup": np.float32(settings_lib.Augment(**s.augment).mixup or 0.0)}
+  @property
+  def live(self):
+    """`(index, member)` of those that have not diverged."""
+    return [(i, member) for i, member in enumerate(self.members) if member.error is None]
 
-  def batches(self, step):
-    """The training batches of this process from `step` on."""
-    s, augment = self.settings, None
-    if settings_lib.Augment(**s.augment).inception_crop:
-      augment = transforms.inception_crop(s.image_size)
-    return pipeline.train_batches(
-        self.data.train, batch_size=s.batch_size, seed=s.seed, step=step, augment=augment,
-        examples=self.data.examples, process=(jax.process_index(), jax.process_count()))
+  def examples(self, step):
+    """Training examples seen by each after so many steps."""
+    return step * self.settings.batch_size
 
 
 def train(config, workdir, *, name="", config_name="", overrides=None, allow_changes=False):
@@ -84,7 +84,8 @@ def train(config, workdir, *, name="", config_name="", overrides=None, allow_cha
     name: what people call it, if its config doesn't say; goes into run.json, as do the next two.
     config_name: its base config, such as "configs/pretrain/cifar10.py".
     overrides: by what it differs from that, `{path: value}`.
-    allow_changes: continue a run whose length, logging or saving is not what it was.
+    allow_changes: continue a run whose length, logging, saving or placing on devices is not what
+      it was.
 
   Returns:
     The content of run.json; its `status` is "finished", or "interrupted" after SIGINT or SIGTERM
@@ -97,122 +98,162 @@ def train(config, workdir, *, name="", config_name="", overrides=None, allow_cha
   Example:
     train(configuring.load("configs/pretrain/fractals.py"), "runs/first")
   """
+  [run] = train_population([dict(
+      config=config, workdir=workdir, name=name, config_name=config_name, overrides=overrides,
+      allow_changes=allow_changes)])
+  return run
+
+
+def train_population(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Trains several runs as one program, or continues them from the last step that all have.
+
+  Each has the data order, the probes' draws, the rows, record and checkpoints it would have had
+  alone; its numbers differ by what a batched program rounds otherwise. One that diverges is marked
+  failed in its run.json and leaves the others as they are. One alone is `train`.
+
+  Args:
+    runs: of each the arguments of `train`, by name.
+
+  Returns:
+    The content of run.json of each.
+
+  Raises:
+    ValueError: as `train`; or configs of which `population_key` differs, or runs that have no
+      step in common to continue from.
+    NonFiniteError: of one run alone.
+  """
+  runs = [{**run, "config": settings_lib.recorded(run["config"])} for run in runs]
+  _check_alike(runs)
+  with contextlib.ExitStack() as on_exit:
+    interrupts = on_exit.enter_context(interrupts_lib.Interrupts())
+    opened = [on_exit.enter_context(records.Record(run["workdir"])) for run in runs]
+    begun = [(run, record) for run, record in zip(runs, opened) if not members_lib.is_done(
+        record, run["config"], run.get("allow_changes", False))]
+    for record in opened:
+      if record not in [record for _, record in begun]:
+        print(f"{record.folder} is finished already; nothing to do", flush=True)
+    if begun:
+      _train(begun, interrupts)
+    return [records.read_run(record.folder) for record in opened]
+
+
+def population_key(config: Mapping[str, Any]) -> str:
+  """Returns text that is equal for configs that can be trained as one population."""
   config = settings_lib.recorded(config)
-  with records.Record(workdir) as record, interrupts_lib.Interrupts() as interrupts:
-    if _is_done(record, config, allow_changes):
-      print(f"{record.folder} is finished already; nothing to do", flush=True)
-      return records.read_run(record.folder)
-    started = time.time()
-    run = _prepare(_settings(config), interrupts.check)
-    record.write_config(config)  # not before it is known to be good: a typo claims no folder
-    total_steps = run.total_steps
-    before = records.read_run(record.folder) if (record.folder / records.RUN).exists() else {}
-    record.update_run(
-        id=configuring.identity("run", config, configuring.HOUSEKEEPING),
-        name=run.settings.name or name, config_name=config_name, overrides=overrides or {},
-        status="running", error=None, signal=None, **_facts(run))
-    clock = collections.Counter(before.get("timings", {}))
-    clock.pop("first step", None)  # of this process, not of the one before
-    try:
-      with checkpoint.Checkpoints(record.folder / "checkpoints", run.saving.keep) as checkpoints, (
-          contextlib.ExitStack()) as on_exit:
-        state, evaluated = _start(run, checkpoints, record, before)
-        step = int(state.step)
-        batches = on_exit.enter_context(contextlib.closing(run.batches(step)))
-        progress = progress_lib.Progress(total_steps, step, run.settings.batch_size)
-        clock["start"] += time.time() - started
-        in_flight = collections.deque()
-        while True:
-          if not evaluated:
-            evaluated = _evaluate(run, state, step, record, progress, clock, checkpoints)
-          last = step == total_steps
-          if interrupts.signal or run.saving.due(step, total_steps):
-            _save(run, checkpoints, state, record, evaluated)
-          if interrupts.signal or last:
-            break
-          batch = sharding.put_batch(next(batches), run.program.mesh)
-          state, measures = run.program.step(state, batch, run.hparams(step))
-          step, evaluated = step + 1, False
-          if "first step" not in clock:
-            jax.block_until_ready(measures)
-            clock["first step"] = time.time() - started
-            progress.restart(step)
-          in_flight.append(measures)  # bounds how far this process runs ahead of its devices
-          if len(in_flight) > 2:
-            jax.block_until_ready(in_flight.popleft())
-          if step % run.settings.log_every == 0 or step == total_steps:
-            _log(run, state, step, measures, record, progress, checkpoints)
-    except Exception as e:
-      record.update_run(status="failed", error=f"{type(e).__name__}: {e}")
-      raise
-    clock["wall"] += time.time() - started
-    stopped = bool(interrupts.signal) and not (last and evaluated)
-    progress.end(f"stopped by {interrupts.signal} at step {step} of {total_steps}, saved; the "
-                 "same command continues" if stopped else f"finished {total_steps} steps")
-    return record.update_run(
-        status="interrupted" if stopped else "finished", step=step,
-        signal=interrupts.number if stopped else None, wall_seconds=clock["wall"],
-        timings=dict(clock), examples_seen=step * run.settings.batch_size,
-        epochs=step * run.settings.batch_size / run.data.train_examples)
+  mixup = (config.get("augment") or {}).get("mixup")
+  return configuring.identity("population", {"config": config, "mixup": mixup is not None},
+                              [f"config.{pattern}" for pattern in members_lib.ARRAY_VALUED])
 
 
-def program_key(config):
+def program_key(config: Mapping[str, Any]) -> str:
   """Returns text that is equal for configs whose runs can share compiled programs."""
   settings = _settings(config)
   return configuring.canonical([
       _program_arguments(settings), settings.task, settings.evals, settings.batch_size])
 
 
+def _train(begun, interrupts):
+  """Trains the runs, `[(arguments of train, record)]`, to the end or to a signal."""
+  started = time.time()
+  group = _prepare(begun, interrupts.check)
+  facts = _facts(group)
+  clock = collections.Counter([member.begin(facts) for member in group.members][0])
+  try:
+    with contextlib.ExitStack() as on_exit:
+      for member in group.members:
+        on_exit.enter_context(member.saved_by(group.saving))
+      state, step = _start(group)
+      batches = on_exit.enter_context(contextlib.closing(members_lib.Batches(
+          group.members, group.data, step, (jax.process_index(), jax.process_count()))))
+      progress = progress_lib.Progress(group.total_steps, step, group.settings.batch_size,
+                                       len(group.members))
+      clock["start"] += time.time() - started
+      in_flight = collections.deque()
+      while True:
+        _evaluate(group, state, step, progress, clock)
+        last, stop = step == group.total_steps, interrupts.poll()
+        if stop or group.saving.due(step, group.total_steps):
+          _save(group, state)
+        if stop or last or not group.live:
+          break
+        batch = sharding.put_batch(next(batches), group.program.mesh, batches.stacked)
+        state, measures = group.program.step(
+            state, batch, members_lib.hparams(group.members, step))
+        step += 1
+        for member in group.members:
+          member.evaluated = False
+        if "first step" not in clock:
+          jax.block_until_ready(measures)
+          clock["first step"] = time.time() - started
+          progress.restart(step)
+        in_flight.append(measures)  # bounds how far this process runs ahead of its devices
+        if len(in_flight) > 2:
+          jax.block_until_ready(in_flight.popleft())
+        if step % group.settings.log_every == 0 or step == group.total_steps:
+          _log(group, state, step, measures, progress)
+  except Exception as e:
+    for _, member in group.live:
+      member.fail(e)
+    raise
+  clock["wall"] += time.time() - started
+  stopped = bool(stop) and not (last and all(member.evaluated for _, member in group.live))
+  progress.end(f"stopped by {stop} at step {step} of {group.total_steps}, saved; the same command "
+               "continues" if stopped else f"finished {step} steps")
+  for _, member in group.live:
+    member.record.update_run(
+        status="interrupted" if stopped else "finished", step=step,
+        signal=interrupts.number if stopped else None, wall_seconds=clock["wall"],
+        timings=dict(clock), examples_seen=group.examples(step),
+        epochs=group.examples(step) / group.data.train_examples)
+
+
 def _settings(config):
   return configuring.build(Settings, configuring.plain(config), "")
 
 
-def _is_done(record, config, allow_changes):
-  """Whether the run is finished already, with this config; one it can't go on with is an error."""
-  old = record.read_config() if _is_begun(record) else None
-  if old is None:
-    return False
-  may_differ = configuring.OPERATIONAL if allow_changes else ()
-  if changed := configuring.differences(old, config, ignore=may_differ):
+def _check_alike(runs):
+  """Raises ConfigError unless the runs can be one population, on the devices that are here."""
+  if len(runs) == 1:
+    return
+  if jax.process_count() > 1:
     raise configuring.ConfigError(
-        f"{record.folder} was begun with another config:\n  " + "\n  ".join(changed) +
-        "\nUse another --workdir, or the old values. Length, logging and saving alone "
-        f"({', '.join(configuring.OPERATIONAL)}) may change, with --allow_changes")
-  if not (record.folder / records.RUN).exists():
-    return False
-  run = records.read_run(record.folder)
-  length = ("step", "total_steps") if "total_steps" in config else ("total_epochs",) * 2
-  return run["status"] == "finished" and run.get(length[0]) == config.get(length[1])
+        f"a population of {len(runs)} runs is trained by one process, here are "
+        f"{jax.process_count()}: train the runs one by one")
+  first = runs[0]
+  for run in runs:
+    if population_key(run["config"]) != population_key(first["config"]):
+      changed = configuring.differences(first["config"], run["config"], members_lib.ARRAY_VALUED)
+      raise configuring.ConfigError(
+          f"{first['workdir']} and {run['workdir']} can't be one population: their configs differ "
+          "in more than what the step takes as arrays\n  " + "\n  ".join(changed) +
+          f"\nOnly {', '.join(members_lib.ARRAY_VALUED)} may differ, and mixup where both have it")
 
 
-def _is_begun(record):
-  """Whether the folder holds anything of a run: a run that failed before its first row may be begun
-  again with another config."""
-  checkpoints = record.folder / "checkpoints"
-  return record.length() > 0 or checkpoints.is_dir() and any(
-      path.name.isdigit() for path in checkpoints.iterdir())
-
-
-def _prepare(settings, stop_check):
-  """Opens the data and builds program, optimiser, schedule and evaluators."""
+def _prepare(begun, stop_check):
+  """Opens the data and builds program, members and evaluators."""
   build = configuring.build
-  settings_lib.check(settings)
+  each = [_settings(run["config"]) for run, _ in begun]
+  for settings in each:
+    settings_lib.check(settings)
+  settings = each[0]
   data = upstream_lib.open_data(settings)
-  optimiser = dict(settings.optim)
-  steps = settings.steps(data.train_examples)
-  schedule = build(schedules.unit_schedule, settings.fitted(optimiser.pop("schedule", {}), steps),
-                   "optim.schedule", total_steps=steps)
-  program = program_lib.build(classes=data.train.num_classes, **_program_arguments(settings))
+  total_steps = settings.steps(data.train_examples)
+  program = program_lib.build(
+      classes=data.train.num_classes, members=len(begun) if len(begun) > 1 else None,
+      **_program_arguments(settings))
+  members = [
+      members_lib.Member(run, record, own, names=program.names, total_steps=total_steps)
+      for (run, record), own in zip(begun, each)]
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
       check=stop_check, prepare=data.prepare,
       upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test, program.loss),
       layers=program.layers, batch_size=settings.eval_batch_size)
-  saving = build(settings_lib.Saving, settings.checkpoint, "checkpoint")
-  return _Run(
-      settings=settings, program=program, schedule=schedule, saving=saving, data=data,
-      optimiser=build(optim.build, optimiser, "optim", names=program.names),
-      evaluators=evaluators.build(settings.evals, context, build))
+  return _Group(
+      settings=settings, members=members, program=program, data=data,
+      evaluators=evaluators.build(settings.evals, context, build),
+      saving=build(settings_lib.Saving, settings.checkpoint, "checkpoint"),
+      total_steps=total_steps)
 
 
 def _program_arguments(settings):
@@ -230,93 +271,90 @@ def _program_arguments(settings):
       mesh=settings.mesh, sharding=settings.sharding)
 
 
-def _start(run, checkpoints, record, before):
-  """Returns the state to go on from, and whether it was evaluated already.
-
-  `before` is the run.json of when the run ended last: what a finished run measured at its last
-  step stays, though its checkpoint may be from before that (a signal in the last evaluation).
-  """
-  restored = checkpoints.restore(run.program.like)
-  if restored is None:
-    record.truncate(0)
-    state = run.program.init(np.uint32(run.settings.seed))
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    print(run.optimiser.table, flush=True)
-    return state, False
-  state, meta = restored
-  if int(state.step) > run.total_steps:
-    raise configuring.ConfigError(
-        f"{record.folder} is at step {int(state.step)}, beyond total_steps = "
-        f"{run.total_steps}: a run can be made longer, not shorter; use another --workdir")
-  if before.get("status") == "finished" and before["step"] == int(state.step):
-    return state, True
-  discarded = record.truncate(meta["metrics_bytes"])
-  print(f"continuing from step {int(state.step)}" + (
-      f"; {discarded} rows beyond it moved to {records.DISCARDED}" if discarded else ""), flush=True)
-  return state, meta["evaluated"]
+def _start(group):
+  """Returns the state to go on from and its step."""
+  members, program = group.members, group.program
+  state = members_lib.resume(members, program, group.total_steps)
+  if state is None:
+    seeds = [np.uint32(member.settings.seed) for member in members]
+    state = program.init(np.stack(seeds) if group.stacked else seeds[0])
+    params = program.split(state)[0].params if group.stacked else state.params
+    print(parameter_overview.get_parameter_overview(params, include_stats=False))
+    print(members[0].optimiser.table, flush=True)
+  return state, int(np.ravel(state.step)[0])
 
 
-def _evaluate(run, state, step, record, progress, clock, checkpoints):
-  """Runs the evaluators that are due; returns False if a signal cut them short."""
-  due = [item for item in run.evaluators if item.due(step, run.total_steps)]
-  if due:
-    _raise_if_bad(run, state, checkpoints)  # else rows of a diverged model would pass for good
-  rows = []
-  for item in due:
+def _evaluate(group, state, step, progress, clock):
+  """Runs the evaluators that are due, for members not evaluated yet, unless a signal comes."""
+  waiting = [(i, member) for i, member in group.live if not member.evaluated]
+  due = [item for item in group.evaluators if item.due(step, group.total_steps)]
+  if due and waiting:
+    _part_with_diverged(group, state)  # else rows of a diverged model would pass for good
+  rows = [[] for _ in group.members]
+  for item in due if waiting else ():
     began = time.time()
     try:
-      rows += item.run(state.params, step)
+      found = (item.run_members(state.params, step, len(group.members)) if group.stacked
+               else [item.run(state.params, step)])
     except interrupts_lib.Interrupted:
-      return False  # none of this step's rows are kept: all are measured again on resuming
+      return  # none of this step's rows are kept: all are measured again on resuming
+    for own, more in zip(rows, found):
+      own += more
     clock[f"evaluate {item.name}"] += time.time() - began
     progress.evaluated(item.name, item.every, time.time() - began)
-  examples = step * run.settings.batch_size
-  record.append({"step": step, "examples": examples, **row} for row in rows)
-  if rows:
-    progress.measured(step, rows)
-  return True
+  for i, member in waiting:
+    if member.error is None:
+      member.append(step, rows[i])
+      member.evaluated = True
+  if measured := [row for i, member in waiting if member.error is None for row in rows[i]]:
+    progress.measured(step, measured)
 
 
-def _save(run, checkpoints, state, record, evaluated):
-  _raise_if_bad(run, state, checkpoints)
-  checkpoints.save(state, {"metrics_bytes": record.length(), "evaluated": evaluated})
+def _save(group, state):
+  _part_with_diverged(group, state)
+  states = group.program.split(state) if group.stacked else [state]
+  # The last save of all before the next of any: whenever a kill comes, they have one in common.
+  for _, member in group.live:
+    member.checkpoints.wait()
+  for i, member in group.live:
+    member.save(states[i])
 
 
-def _log(run, state, step, measures, record, progress, checkpoints):
-  """Writes the measures of the step just done and shows how far the run is."""
-  measures = {key: float(value) for key, value in measures.items()}
-  record.append(
-      {"step": step, "examples": step * run.settings.batch_size, "evaluator": "train",
-       "task": run.data.name, "split": "train", "metric": key, "value": value}
-      for key, value in measures.items())
-  _raise_if_bad(run, state, checkpoints)
-  progress.show(step, measures["loss"])
+def _log(group, state, step, measures, progress):
+  """Writes the measures of the step just done and shows how far the runs are."""
+  measures = {key: np.ravel(value) for key, value in measures.items()}
+  for i, member in group.live:
+    member.append(step, (
+        {"evaluator": "train", "task": group.data.name, "split": "train", "metric": key,
+         "value": float(values[i])} for key, values in measures.items()))
+  _part_with_diverged(group, state)
+  if live := [i for i, _ in group.live]:
+    progress.show(step, float(np.mean(measures["loss"][live])))
 
 
-def _raise_if_bad(run, state, checkpoints):
-  bad = int(state.bad_step)
-  if bad >= 0:
-    saved = checkpoints.latest()
-    rate = float(run.hparams(bad)["optim"]["lr"])
-    raise NonFiniteError(
-        f"loss, gradients or parameters became infinite or NaN in step {bad} (learning rate there "
-        f"{rate:.3g}). What was written stays; the last good checkpoint is "
-        f"{'that of step %d' % saved if saved else 'none yet'}. Likely knobs: a lower optim.lr, a "
-        f"longer optim.schedule.warmup_steps, optim.clip (now {run.settings.optim.get('clip', 1.0)}"
-        "), model.dtype=float32; then start in a new workdir")
+def _part_with_diverged(group, state):
+  """Marks members failed of which something was no finite number; one alone raises."""
+  bad = np.ravel(state.bad_step)
+  for i, member in group.live:
+    if bad[i] >= 0:
+      error = member.diverged(int(bad[i]))
+      if not group.stacked:
+        raise error
+      member.fail(error)
+      print(f"{member.record.folder}: {error}", flush=True)
 
 
-def _facts(run):
-  """The fields of run.json that are known before the first step."""
-  s, p = run.settings, run.program
+def _facts(group):
+  """The fields of run.json that are known before the first step and are alike for all members."""
+  s, p, data = group.settings, group.program, group.data
   return dict(
       model={"family": s.model["name"], "label": p.label, **s.model}, parameters=p.parameters,
-      flops_per_example=p.flops, seed=s.seed, batch_size=s.batch_size,
-      total_steps=run.total_steps, total_epochs=s.total_epochs,
-      upstream={"name": run.data.name, "classes": run.data.train.num_classes,
-                "train_examples": run.data.train_examples, "test_examples": len(run.data.test),
+      flops_per_example=p.flops, batch_size=s.batch_size,
+      total_steps=group.total_steps, total_epochs=s.total_epochs,
+      upstream={"name": data.name, "classes": data.train.num_classes,
+                "train_examples": data.train_examples, "test_examples": len(data.test),
                 "fraction": s.fraction[0], "fraction_seed": s.fraction[1]},
-      **provenance.provenance())
+      **({"population": len(group.members)} if group.stacked else {}), **provenance.provenance())
 
 
 def main(argv=None):

@@ -19,10 +19,14 @@ from big_transfer.training import program
 from tests import toy
 
 
+def _prepared(config):
+  """What a run of this config is made of."""
+  return train_lib._prepare([({"config": config}, None)], None)
+
+
 def _params(folder):
   """All arrays of the newest checkpoint."""
-  like = train_lib._prepare(configuring.build(
-      train_lib.Settings, json.loads((folder / "config.json").read_text()), ""), None).program.like
+  like = _prepared(json.loads((folder / "config.json").read_text())).program.like
   with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
     state, _ = checkpoints.restore(like)
   return jax.tree.map(np.asarray, state)
@@ -112,8 +116,7 @@ def test_all_of_the_data_is_the_run_it_was_before_there_was_a_choice(undisturbed
 def test_seeds_share_a_part_and_fraction_seeds_choose_another():
   def examples(**changes):
     upstream = {**_part().upstream, **changes.pop("upstream", {})}
-    return train_lib._prepare(train_lib._settings(_part(upstream=upstream, **changes)),
-                              None).data.examples.tolist()
+    return _prepared(_part(upstream=upstream, **changes)).data.examples.tolist()
   assert train_lib._settings(toy.config(upstream="digits")).task == "digits"  # a name will do
   assert examples() == examples(seed=9) != examples(upstream={"fraction_seed": 1})
   assert set(examples()) < set(examples(upstream={"fraction": 0.5}))
@@ -134,8 +137,8 @@ def test_a_warm_up_lasts_half_of_a_run_in_epochs_at_most():
   assert settings.fitted({"warmup_steps": 20}, 40) == {"warmup_steps": 20}
   assert settings.fitted({"warmup_steps": 20}, 1) == {"warmup_steps": 0}
   with pytest.raises(ValueError, match="warm-up of 20 .* do not fit into 6 steps"):
-    train_lib._prepare(train_lib._settings(toy.config(optim=dict(
-        lr=1e-2, rules=((".*", {}),), schedule=dict(warmup_steps=20)))), None)
+    _prepared(toy.config(optim=dict(
+        lr=1e-2, rules=((".*", {}),), schedule=dict(warmup_steps=20))))
 
 
 def test_a_run_is_called_what_its_config_says(tmp_path):
@@ -409,8 +412,7 @@ def test_a_sweep_learns_of_bad_lengths_and_fractions_before_it_starts():
 
 
 def test_the_second_run_compiles_nothing(undisturbed, tmp_path):
-  step = train_lib._prepare(configuring.build(
-      train_lib.Settings, configuring.plain(toy.config()), ""), None).program.step
+  step = _prepared(toy.config()).program.step
   before = step._cache_size()
   train_lib.train(toy.config(seed=5, label_smoothing=0.1), tmp_path / "run")
   assert step._cache_size() == before == 1

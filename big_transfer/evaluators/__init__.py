@@ -12,6 +12,7 @@ added whole: '--config.evals.geometry={"kind": "geometry", "every": 500}'.
 import dataclasses
 from typing import Any, Callable, Iterator, NamedTuple, Protocol, Sequence
 
+import jax
 import numpy as np
 
 from big_transfer.evaluators import classification
@@ -89,6 +90,10 @@ class Scheduled:
     except Exception as e:
       e.add_note(f"in evaluator {self.name!r} at step {step}")
       raise
+
+  def run_members(self, params_M, step, members):
+    """Returns the rows of each member of a population, whose parameters are stacked."""
+    return [self.run(jax.tree.map(lambda p, i=i: p[i], params_M), step) for i in range(members)]
 
 
 def build(evals, context, construct):

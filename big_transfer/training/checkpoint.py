@@ -98,12 +98,18 @@ class Checkpoints:
     self.wait()
     self._manager.close()
 
-  def restore(self, like):
-    """Restores the newest good checkpoint.
+  def good(self):
+    """Returns the steps of the checkpoints that are good, rising."""
+    return [step for step in sorted(self._manager.all_steps())
+            if _fault(self._folder / str(step)) is None]
+
+  def restore(self, like, at=None):
+    """Restores the newest good checkpoint, or one that `good` found.
 
     Args:
       like: a TrainState of `jax.ShapeDtypeStruct` with shardings: where each array is to go,
         whatever the devices it was saved from.
+      at: its step; later ones are moved to `checkpoints.discarded/`, to be made again.
 
     Returns:
       `(state, meta)`, or None where there is no checkpoint.
@@ -113,6 +119,11 @@ class Checkpoints:
         another model or optimiser (the names that differ are listed).
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
+    if at is not None:
+      for step in steps:
+        if step > at:
+          self._set_aside(step, self._folder.with_name(self._folder.name + ".discarded"))
+      return self._read(at, like)
     reasons = []
     for step in steps:
       reason = _fault(self._folder / str(step))
@@ -125,7 +136,7 @@ class Checkpoints:
           reason = f"can't be read ({type(e).__name__}: {e})"
       reasons.append(f"checkpoint {step} {reason}")
       logging.warning("%s; it was moved to %s, and the one before is used", reasons[-1],
-                      self._set_aside(step))
+                      self._set_aside(step, self._bad))
     if self._bad.is_dir() and any(self._bad.iterdir()):
       # Also when asked again: to begin anew is for the user to say.
       raise CheckpointError(
@@ -158,10 +169,10 @@ class Checkpoints:
       os.fsync(f.fileno())
     os.replace(temporary, folder / MANIFEST)
 
-  def _set_aside(self, step):
-    self._bad.mkdir(exist_ok=True)
-    n = sum(1 for _ in self._bad.glob(f"{step}-*"))
-    target = self._bad / f"{step}-{n}"
+  def _set_aside(self, step, where):
+    where.mkdir(exist_ok=True)
+    n = sum(1 for _ in where.glob(f"{step}-*"))
+    target = where / f"{step}-{n}"
     shutil.move(self._folder / str(step), target)
     self._manager.reload()
     return target

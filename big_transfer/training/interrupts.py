@@ -29,9 +29,13 @@ class Interrupts:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
+  def poll(self):
+    """Returns the name of the signal that came, None while there was none."""
+    return self.signal
+
   def check(self):
     """Raises Interrupted if a signal came."""
-    if self.signal:
+    if self.poll():
       raise Interrupted(self.signal)
 
   def _receive(self, number, frame):

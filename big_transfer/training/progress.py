@@ -13,10 +13,12 @@ class Progress:
     total_steps: of the run.
     step: where it starts or continues.
     batch_size: examples a step.
+    members: how many runs are trained at once; loss and accuracies shown are then their means.
   """
 
-  def __init__(self, total_steps, step, batch_size):
-    self._total, self._batch_size = total_steps, batch_size
+  def __init__(self, total_steps, step, batch_size, members=1):
+    self._total, self._batch_size = total_steps, batch_size * members
+    self._members = f"{members} runs · " if members > 1 else ""
     self._last = (time.time(), step)
     self._rate = None  # steps a second, of the last stretch without evaluations
     self._evaluations = {}
@@ -35,7 +37,7 @@ class Progress:
     """Prints the line."""
     now = time.time()
     began, begin = self._last
-    line = f"step {step}/{self._total} · loss {loss:.4g}"
+    line = f"{self._members}step {step}/{self._total} · loss {loss:.4g}"
     if step > begin:  # not right after `restart`, when nothing is known of the rate
       self._rate = (step - begin) / max(now - began, 1e-6)
       line += (f" · {self._rate * self._batch_size:,.0f} examples/s · {_clock(self._left(step))} "
