@@ -25,9 +25,11 @@ import numpy as np
 from big_transfer import evaluators
 from big_transfer.runs import configuring
 from big_transfer.runs import records
+from big_transfer.runs import sinks
 from big_transfer.training import interrupts as interrupts_lib
 from big_transfer.training import members as members_lib
 from big_transfer.training import optim
+from big_transfer.training import profiling
 from big_transfer.training import program as program_lib
 from big_transfer.training import progress as progress_lib
 from big_transfer.training import provenance
@@ -161,6 +163,8 @@ def _train(begun, interrupts):
   try:
     with contextlib.ExitStack() as on_exit:
       for member in group.members:
+        on_exit.enter_context(member.shown())  # closed last: it may take its time
+      for member in group.members:
         on_exit.enter_context(member.saved_by(group.saving))
       state, step = _start(group)
       batches = on_exit.enter_context(contextlib.closing(members_lib.Batches(
@@ -169,6 +173,8 @@ def _train(begun, interrupts):
                                        len(group.members))
       clock["start"] += time.time() - started
       in_flight = collections.deque()
+      profiler = profiling.Profiler(group.settings.profile, group.members[0].record.folder)
+      on_exit.callback(profiler.close)
       while True:
         _evaluate(group, state, step, progress, clock)
         last, stop = step == group.total_steps, interrupts.poll()
@@ -177,6 +183,7 @@ def _train(begun, interrupts):
         if stop or last or not group.live:
           break
         batch = sharding.put_batch(next(batches), group.program.mesh, batches.stacked)
+        profiler.step(step, in_flight)
         state, measures = group.program.step(
             state, batch, members_lib.hparams(group.members, step))
         step += 1
@@ -236,6 +243,9 @@ def _prepare(begun, stop_check):
   for settings in each:
     settings_lib.check(settings)
   settings = each[0]
+  for sink in settings.sinks:
+    sinks.check(sink)
+  profiling.spans(settings.profile)
   data = upstream_lib.open_data(settings)
   total_steps = settings.steps(data.train_examples)
   program = program_lib.build(

@@ -3,12 +3,14 @@
 A run alone is a group of one. What members of a population may differ in is `ARRAY_VALUED`: all
 else is compiled into the program that they share.
 """
+import jax
 import numpy as np
 
 from big_transfer.data import pipeline
 from big_transfer.data import transforms
 from big_transfer.runs import configuring
 from big_transfer.runs import records
+from big_transfer.runs import sinks
 from big_transfer.training import checkpoint
 from big_transfer.training import optim
 from big_transfer.training import schedules
@@ -56,6 +58,7 @@ class Member:
     self.optimiser = configuring.build(optim.build, optimiser, "optim", names=names)
     self.settings, self.record, self.checkpoints = settings, record, None
     self.evaluated, self.error = False, None
+    self._sinks = sinks.Sinks()
 
   def begin(self, facts):
     """Writes what is known before the first step; returns the timings of the processes before."""
@@ -71,6 +74,14 @@ class Member:
     timings = dict(self._before.get("timings", {}))
     timings.pop("first step", None)  # of this process, not of the one before
     return timings
+
+  def shown(self):
+    """Opens the sinks; they are to be closed, as a context manager."""
+    if jax.process_index() == 0:
+      self._sinks = sinks.open_sinks(
+          self.settings.sinks, self.record.folder, config=self._asked["config"],
+          run=records.read_run(self.record.folder))
+    return self._sinks
 
   def saved_by(self, saving):
     """Opens the checkpoints; they are to be closed, as a context manager."""
@@ -119,7 +130,9 @@ class Member:
   def append(self, step, rows):
     """Writes rows measured when `step` steps were done."""
     examples = step * self.settings.batch_size
-    self.record.append({"step": step, "examples": examples, **row} for row in rows)
+    rows = [{"step": step, "examples": examples, **row} for row in rows]
+    self.record.append(rows)
+    self._sinks.write(rows)
 
   def save(self, state):
     """Starts saving a state of this run."""
