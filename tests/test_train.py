@@ -335,7 +335,7 @@ def test_an_infinite_gradient_under_a_finite_loss_in_the_step_before_a_save(tmp_
     (dict(optim=dict(lr=1e-3, rules=(("haed/.*", {}), (".*", {})))), "'haed/.*' is the first match"),
     (dict(optim=dict(lr=1e-3, rules=(("head/.*", {}),))), "no rule claims"),
     (dict(batch_size=12), "expected a multiple of 8"),
-    (dict(accumulate=4), "8 devices × 4 micro-batches"),
+    (dict(accumulate=4), "8 devices .* × 4 micro-batches"),
     (dict(total_steps=0), "'total_steps' is 0"), (dict(total_steps=2.5), "'total_steps' is 2.5"),
     (dict(total_epochs=3), "has total_steps = 6 and total_epochs = 3: expected one"),
     (dict(total_steps=None), "has neither: expected one of total_steps and total_epochs"),
