@@ -1,6 +1,9 @@
-"""Many runs: the trials of a sweep file, as local processes.
+"""Many runs: the trials of a sweep file, as local processes or on a cluster.
 
     python -m big_transfer.sweep --sweep configs/quickstart.py --workdir runs/quickstart --jobs 2
+    python -m big_transfer.sweep --sweep FILE.py --workdir DIR --engine ray --resources num_gpus=1
+    python -m big_transfer.sweep --sweep FILE.py --workdir DIR --engine slurm \\
+        --slurm partition=gpu,gpus_per_node=1,timeout_min=600
 
 Each trial trains in a folder of its own under `--workdir`, named by a hash of the base config's
 name and of what the trial overrides, without the keys of logging and saving. The rest of the base
@@ -8,13 +11,16 @@ config has no part in it, so that a setting the base gains later leaves finished
 are. Running the command again skips what is finished, continues what isn't, and tries again what
 failed. `--config.key=value` changes the base config, and counts as an override of every trial.
 
-Workers divide the cores. On an accelerator, which takes one process at a time, use `--jobs 1`.
+Local workers divide the cores. On an accelerator, which takes one process at a time, use
+`--jobs 1`. On a cluster, `--workdir` and the data are on storage that all its nodes see, and this
+package is installed on each; a trial lost with its node is continued elsewhere.
 
 Exit codes: 0 all finished, 1 some failed, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 import argparse
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
@@ -33,6 +39,8 @@ PRINT_SECONDS = 5.0
 TAIL_LINES = 8
 # How many trials that failed alike it names.
 NAMES = 3
+# Where under the workdir the jobs of a Slurm cluster are kept.
+SLURM = ".slurm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +141,16 @@ def sweep(
     function: Callable[[dict[str, Any]], Any] = run_trial,
     group_of: Callable[[dict[str, Any]], str] = program_of,
     out: TextIO | None = None,
+    engine: str = "local",
+    options: Mapping[str, Any] | None = None,
 ) -> Result:
   """Runs what isn't finished of a sweep, telling how far it is.
 
   Args:
     spec: "path/to/sweep.py" or "path/to/sweep.py:arg".
     workdir: the folder of the trials' folders.
-    jobs: worker processes; by default as many as cores this process may use.
+    jobs: trials at once; by default as many as cores this process may use, or what the cluster
+      has room for.
     retries: further attempts for a trial that fails, but for a ValueError, which is a mistake in
       what was asked for.
     texts: path → text of changes to the base config, as on the command line.
@@ -147,25 +158,27 @@ def sweep(
       `config_name`, `overrides` in one dict.
     group_of: config → key that trials with the same compiled programs have in common.
     out: where progress and summary go; standard output by default.
+    engine: "local", "ray" or "slurm".
+    options: further arguments of `engines.run_ray` (address, resources) or `engines.run_slurm`
+      (parameters).
 
   Raises:
     ConfigError: see `trials_of`, or a trial that `group_of` refuses, named.
-    ValueError: jobs or retries out of range.
-    EngineError: workers can't be started.
+    ValueError: an unknown engine, or jobs, retries or options out of range.
+    EngineError: the engine isn't installed or can't be reached, or workers can't be started.
   """
   started = time.monotonic()
+  root = pathlib.Path(workdir).expanduser().absolute()
+  run = _engine(engine, jobs, root, options or {})
   trials = trials_of(spec, workdir, texts)
   todo = [trial for trial in trials if not trial.finished]
   before = len(trials) - len(todo)
   tasks = [_task(trial, group_of) for trial in todo]
-  jobs = _cores() if jobs is None else jobs
   line = _LiveLine(out or sys.stdout, before, len(trials))
-  outcomes, number = engines.run_local(tasks, function, jobs=jobs, retries=retries,
-                                       report=line.show)
+  outcomes, number = run(tasks, function, retries=retries, report=line.show)
   line.end()
   result = Result(trials, outcomes, number)
-  _summarise(result, pathlib.Path(workdir).expanduser().absolute(), time.monotonic() - started,
-             out or sys.stdout)
+  _summarise(result, root, time.monotonic() - started, out or sys.stdout)
   return result
 
 
@@ -175,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
     texts, others = configuring.split_arguments(argv)
     arguments = _parser().parse_args(others)
     result = sweep(arguments.sweep, arguments.workdir, arguments.jobs, retries=arguments.retries,
-                   texts=texts)
+                   texts=texts, engine=arguments.engine, options=_options(arguments))
   except (ValueError, engines.EngineError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -189,16 +202,83 @@ def main(argv: Sequence[str]) -> int:
 def _parser():
   parser = argparse.ArgumentParser(
       prog="python -m big_transfer.sweep", allow_abbrev=False,
-      description="Runs the trials of a sweep file as local processes.",
+      description="Runs the trials of a sweep file, as local processes or on a cluster.",
       epilog="--config.key=value changes the base config, for every trial.")
   parser.add_argument("--sweep", required=True, metavar="FILE.py[:ARG]",
                       help="a config file with get_sweep()")
-  parser.add_argument("--workdir", required=True, help="the folder of the trials' folders")
-  parser.add_argument("--jobs", type=int, help="worker processes (default: the number of cores)")
+  parser.add_argument("--workdir", required=True,
+                      help="the folder of the trials' folders; for ray and slurm on storage that "
+                           "all nodes see under this path")
+  parser.add_argument("--jobs", type=int,
+                      help="trials at once (default: the number of cores; ray: what fits in the "
+                           "cluster; slurm: what the cluster lets run)")
   parser.add_argument("--retries", type=int, default=1,
                       help="further attempts for a trial that fails other than by a mistake in its "
-                           "config (default: 1)")
+                           "config or by the loss of a cluster's node (default: 1)")
+  parser.add_argument("--engine", choices=("local", "ray", "slurm"), default="local",
+                      help="where trials run: processes here (default), a Ray cluster (pip install "
+                           "'big_transfer[ray]'), a Slurm cluster ('big_transfer[slurm]')")
+  parser.add_argument("--address", metavar="HOST:PORT",
+                      help="ray: the cluster (default: RAY_ADDRESS, else Ray is started here)")
+  parser.add_argument("--resources", metavar="NAME=AMOUNT,…",
+                      help="ray: what a trial needs, such as num_gpus=0.5,num_cpus=4 or "
+                           "TPU-v5e-8-head=1 (default: num_cpus=1; a trial sees no GPU that isn't "
+                           "asked for)")
+  parser.add_argument("--slurm", metavar="NAME=VALUE,…",
+                      help="slurm: submitit's parameters for a trial's job, such as "
+                           "partition=gpu,gpus_per_node=1,timeout_min=600")
   return parser
+
+
+def _options(arguments):
+  """Returns the options of the engine; those of another one are an error."""
+  given = {"address": ("ray", arguments.address), "resources": ("ray", arguments.resources),
+           "slurm": ("slurm", arguments.slurm)}
+  for flag, (engine, value) in given.items():
+    if value is not None and engine != arguments.engine:
+      raise ValueError(f"--{flag} is for --engine {engine}; got --engine {arguments.engine}")
+  if arguments.engine == "ray":
+    resources = _pairs("resources", arguments.resources)
+    for name, amount in resources.items():
+      if isinstance(amount, (str, bool)):
+        raise ValueError(f"--resources {name} expects a number; got '{amount}'")
+    return {"address": arguments.address, "resources": resources}
+  if arguments.engine == "slurm":
+    return {"parameters": _pairs("slurm", arguments.slurm)}
+  return {}
+
+
+def _pairs(flag, text):
+  """Returns "name=value,…" as a dict, values as numbers and truth values where they look so."""
+  pairs = {}
+  for item in filter(None, (text or "").split(",")):
+    name, equals, value = (part.strip() for part in item.partition("="))
+    if not (name and equals and value):
+      raise ValueError(f"--{flag} expects NAME=VALUE,NAME=VALUE…; got '{item}'")
+    pairs[name] = _value(value)
+  return pairs
+
+
+def _value(text):
+  if text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      pass
+  return text
+
+
+def _engine(name, jobs, root, options):
+  """Returns the engine as a function of tasks, function, retries and report."""
+  if name == "local":
+    return functools.partial(engines.run_local, jobs=_cores() if jobs is None else jobs, **options)
+  if name == "ray":
+    return functools.partial(engines.run_ray, jobs=jobs, **options)
+  if name == "slurm":
+    return functools.partial(engines.run_slurm, jobs=jobs, folder=root / SLURM, **options)
+  raise ValueError(f"engine '{name}' is unknown: expected 'local', 'ray' or 'slurm'")
 
 
 def _cores():

@@ -10,6 +10,9 @@ import pytest
 
 import worker_functions
 from big_transfer.runs import engines
+from big_transfer.runs.engines import crew as crew_lib
+from big_transfer.runs.engines import local
+from big_transfer.runs.engines import tasks as tasks_lib
 
 DRIVER = """
 import sys
@@ -78,8 +81,8 @@ def test_a_program_is_compiled_in_as_few_processes_as_can_be(tmp_path):
 
 
 def test_joining_a_group_pays_only_if_compiling_is_quicker_than_waiting(tmp_path):
-  crew = engines._Crew(None, 2, 1, [])
-  idle, busy = (object.__new__(engines._Worker) for _ in range(2))
+  crew = local._Crew(None, 2, tasks_lib.Book([], 1))
+  idle, busy = (object.__new__(local._Worker) for _ in range(2))
   idle.groups, busy.groups, busy.cold = ["other"], ["g"], False
   busy.task, busy.started = task(tmp_path, "now"), time.monotonic()
   idle.task = None
@@ -96,19 +99,19 @@ def test_joining_a_group_pays_only_if_compiling_is_quicker_than_waiting(tmp_path
 def test_who_compiled_a_group_goes_on_with_it(tmp_path, monkeypatch):
   """Both become idle in one tick; the one that is asked first knows nothing of the group."""
   given = []
-  monkeypatch.setattr(engines._Worker, "give", lambda self, *_: given.append(self))
+  monkeypatch.setattr(local._Crew, "give", lambda self, worker, *_: given.append(worker))
   todo = task(tmp_path, "last")
-  crew = engines._Crew(None, 2, 1, [todo])
-  stranger, owner = (object.__new__(engines._Worker) for _ in range(2))
+  crew = local._Crew(None, 2, tasks_lib.Book([todo], 1))
+  stranger, owner = (object.__new__(local._Worker) for _ in range(2))
   for worker, group in ((stranger, "other"), (owner, "g")):
     worker.ready, worker.task, worker.groups = True, None, [group]
   crew.workers = [stranger, owner]
-  crew._assign()
+  crew.assign()
   assert given == [owner]
 
 
 def test_what_a_warm_call_takes_is_told_from_a_cold_one():
-  times = engines._Times()
+  times = crew_lib.Times()
   assert not times.known
   times.add("a", True, 10.0)
   times.add("a", False, 1.0)

@@ -1,0 +1,272 @@
+"""Where trials run: a Ray cluster, or a Ray started on this machine.
+
+A worker is a Ray actor, kept for many tasks: a fresh process a task would take about a second of
+start for each, and would compile every program again. An actor calls the function in its main
+thread, where signal handlers can be set, so that a task saves on SIGTERM as it does elsewhere. It
+is told by a second, tiny task at its node (a call to the actor itself would wait its turn).
+
+Ray is imported inside functions only: it takes half a second and belongs to an extra.
+"""
+import contextlib
+import logging
+import os
+import signal
+import time
+from typing import Any, Callable, Mapping, Sequence
+
+from big_transfer.runs.engines import crew as crew_lib
+from big_transfer.runs.engines import tasks as tasks_lib
+from big_transfer.runs.engines.tasks import EngineError, Outcome, Progress, Task
+
+# The object store of a Ray started here: what passes through it are configs and run.json's.
+STORE_BYTES = 100 * 2**20
+# How often the cluster is asked how many workers fit in.
+CAPACITY_SECONDS = 5.0
+# How many workers in a row may be lost before one is ready, until the cluster counts as unusable.
+STILLBORN = 10
+
+
+def run_ray(
+    tasks: Sequence[Task],
+    function: Callable[[Any], Any],
+    *,
+    jobs: int | None = None,
+    retries: int = 1,
+    report: Callable[[Progress], None] = lambda progress: None,
+    resources: Mapping[str, float] | None = None,
+    address: str | None = None,
+) -> tuple[list[Outcome], int | None]:
+  """Calls `function(task.payload)` for each task in workers on a Ray cluster.
+
+  An exception costs the task one attempt; a ValueError is not tried again. A task lost with its
+  worker process or its node is tried again elsewhere without using up `retries`, up to
+  `tasks.LOSSES` times. SIGINT and SIGTERM stop the whole: workers get SIGTERM, and GRACE_SECONDS
+  to save (a second signal ends them at once). If this process is killed, Ray ends its workers
+  without a warning: what they saved last is what is left. A Ray that was started here is ended.
+
+  Args:
+    tasks: what to do, in order of preference.
+    function: importable by name on every node.
+    jobs: number of workers; by default as many as fit in the cluster at the time. More than that
+      wait for their place, which makes an autoscaling cluster grow.
+    retries: further attempts for a task that raised anything but a ValueError.
+    report: called from this process whenever a count or the time left changes.
+    resources: what a worker needs, by Ray's names: {"num_cpus": 4, "num_gpus": 0.5, "TPU": 8}; one
+      CPU by default. Ray shows a worker no more GPUs than it needs.
+    address: of the cluster, as `ray.init` takes it; by default RAY_ADDRESS, else Ray is started on
+      this machine. If this process is connected to Ray already, that is used.
+
+  Returns:
+    An outcome a task, in the order of the tasks, and the signal that stopped the whole, or None.
+
+  Raises:
+    ValueError: `jobs`, `retries` or `resources` out of range, or two tasks with one key.
+    EngineError: Ray isn't installed or can't be reached, no node has what a worker needs and none
+      may come, or workers can't start.
+  """
+  if jobs is not None and jobs < 1:
+    raise ValueError(f"expected jobs >= 1; got jobs={jobs}")
+  needs = {"num_cpus": 1.0, **(resources or {})}
+  for name, amount in needs.items():
+    if amount < 0:
+      raise ValueError(f"resource '{name}' is {amount:g}: expected 0 or more")
+  book = tasks_lib.Book(tasks, retries)
+  if not tasks:
+    return [], None
+  with _connected(address) as ray:
+    crew = _Crew(ray, function, book, jobs, needs)
+    with tasks_lib.signals() as received:
+      try:
+        crew.run(report, received)
+      finally:
+        crew.end()
+  return list(book.outcomes.values()), received[0] if received else None
+
+
+@contextlib.contextmanager
+def _connected(address):
+  """Gives the module `ray`, connected; what was connected here is disconnected afterwards."""
+  os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+  try:
+    import ray
+  except ImportError as error:
+    raise EngineError("the engine 'ray' needs Ray: pip install 'big_transfer[ray]'") from error
+  if ray.is_initialized():
+    yield ray
+    return
+  address = address or os.environ.get("RAY_ADDRESS") or "local"
+  started = {"num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+             "include_dashboard": False, "object_store_memory": STORE_BYTES}
+  try:
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR,
+             **(started if address == "local" else {}))
+  except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    raise EngineError(f"can't reach Ray at '{address}' ({_one_line(error)}): check --address and "
+                      "RAY_ADDRESS, or `ray status` there") from error
+  try:
+    yield ray
+  finally:
+    ray.shutdown()
+
+
+class _Post:
+  """What a Ray actor is made of."""
+
+  def __init__(self, function, cpus):
+    # XLA on CPU counts the machine's cores, of which Ray gave this worker a share.
+    os.environ.setdefault("NPROC", str(max(1, int(cpus))))
+    self._function = function
+
+  def whereabouts(self):
+    """Returns the id of the node, and that of the process on it."""
+    import ray
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+  def call(self, payload, log, attempt, lost):
+    """Returns what `tasks.call` does."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+      return tasks_lib.call(self._function, payload, log, attempt, lost)
+    finally:
+      signal.signal(signal.SIGTERM, before)  # a task may leave one that saves a state that is gone
+
+
+def _terminate(pids):
+  """Sends SIGTERM to processes of the node it runs on."""
+  for pid in pids:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(pid, signal.SIGTERM)
+
+
+class _Worker(crew_lib.Worker):
+  """An actor as its employer sees it: `answer` is to what it was asked last, None if idle."""
+
+  def __init__(self, actor):
+    super().__init__()
+    self.actor = actor
+    self.answer = actor.whereabouts.remote()
+    self.node = self.pid = None
+
+
+class _Crew(crew_lib.Crew):
+  """Ray actors."""
+
+  def __init__(self, ray, function, book, jobs, needs):
+    super().__init__(book)
+    self.ray, self.function, self.jobs, self.needs = ray, function, jobs, needs
+    named = {"num_cpus", "num_gpus", "memory"}
+    others = {name: amount for name, amount in needs.items() if name not in named}
+    self.post = ray.remote(max_restarts=0, max_task_retries=0, resources=others,
+                           **{name: needs[name] for name in named & needs.keys()})(_Post)
+    self.stillborn = 0  # how many workers in a row were lost before they were ready
+    self.asked, self.fit = -CAPACITY_SECONDS, 0
+    if jobs is None and not self._fitting():
+      raise EngineError(
+          f"no node of this Ray has {_told(needs)}: there are {self._offers()}. Ask for less with "
+          "--resources; if the cluster adds nodes by itself, say with --jobs how many trials to "
+          "ask for at once")
+
+  def places(self):
+    return self.jobs or max(1, self._fitting())
+
+  def hire(self):
+    wanted = min(self.places(), len(self.book.pending) + len(self.busy()))
+    while len(self.workers) < wanted:
+      self.workers.append(_Worker(self.post.remote(self.function, self.needs["num_cpus"])))
+    if not self.book.pending:  # what they hold may be wanted by others
+      for worker in [w for w in self.workers if w.task is None]:
+        self._dismiss(worker)
+
+  def give(self, worker, task, outcome):
+    worker.answer = worker.actor.call.remote(task.payload, task.log, outcome.attempts,
+                                             outcome.losses > 0)
+
+  def tell(self, workers):
+    from ray.util import scheduling_strategies
+    for node in {worker.node for worker in workers}:
+      there = scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+      self.ray.remote(num_cpus=0, scheduling_strategy=there)(_terminate).remote(
+          [worker.pid for worker in workers if worker.node == node])
+
+  def listen(self, stopping):
+    workers = {worker.answer: worker for worker in self.workers if worker.answer is not None}
+    if not workers:
+      time.sleep(tasks_lib.TICK_SECONDS)
+      return
+    self.ray.wait(list(workers), timeout=tasks_lib.TICK_SECONDS)
+    ready, _ = self.ray.wait(list(workers), num_returns=len(workers), timeout=0)
+    for answer in ready:
+      workers[answer].answer = None
+      self._take_answer(workers[answer], answer, stopping)
+
+  def end(self):
+    """Kills the workers: those at a task had their time to save."""
+    for worker in list(self.workers):
+      self._dismiss(worker)
+
+  def _take_answer(self, worker, answer, stopping):
+    errors = self.ray.exceptions
+    try:
+      content = self.ray.get(answer)
+    except errors.RayTaskError as error:  # `tasks.call` raises nothing: its result was the matter
+      self.hear(worker, ("failed", f"the result can't be sent: {_one_line(error.cause)}"), stopping)
+    except errors.RayError as error:
+      self._lose(worker, error, stopping)
+    else:
+      if worker.ready:
+        self.hear(worker, content, stopping)
+      else:
+        worker.node, worker.pid = content
+        worker.ready, self.stillborn = True, 0
+
+  def _lose(self, worker, error, stopping):
+    """Takes note of a worker's loss; `hire` replaces it."""
+    self._dismiss(worker)  # one that is only out of reach mustn't go on
+    if stopping:
+      return
+    if worker.task is not None:
+      self.book.lost(worker.task, f"its Ray worker was lost: {_one_line(error)}")
+      return
+    self.stillborn += not worker.ready
+    if getattr(error, "actor_init_failed", False) or self.stillborn > STILLBORN:
+      name = f"{self.function.__module__}.{self.function.__qualname__}"
+      raise EngineError(f"a Ray worker can't start: is '{name}' importable on every node, with the "
+                        f"same versions? {_one_line(error)}")
+
+  def _dismiss(self, worker):
+    self.workers.remove(worker)
+    self.ray.kill(worker.actor)
+
+  def _fitting(self):
+    """Returns how many workers the cluster's nodes can hold, whoever holds them now."""
+    if time.monotonic() - self.asked > CAPACITY_SECONDS:
+      self.asked, self.fit = time.monotonic(), 0
+      needs = {_RESOURCES.get(name, name): amount for name, amount in self.needs.items() if amount}
+      for node in self._nodes():
+        # One that needs nothing is counted as one a CPU.
+        self.fit += min(int(node.get(name, 0) / amount + 1e-9)
+                        for name, amount in (needs or {"CPU": 1}).items())
+    return self.fit
+
+  def _nodes(self):
+    return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+  def _offers(self):
+    return "; ".join(
+        _told({name: amount for name, amount in node.items()
+               if not name.startswith(("node:", "memory", "object_store"))}) or "an empty node"
+        for node in self._nodes())
+
+
+# Names that Ray's options have for what its nodes call otherwise.
+_RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+
+def _told(amounts):
+  return ", ".join(f"{name}={amount:g}" for name, amount in sorted(amounts.items()))
+
+
+def _one_line(error):
+  """Returns the start of an error's text in one line."""
+  text = " ".join(str(error).split())
+  return text if len(text) <= 300 else f"{text[:300]}…"
