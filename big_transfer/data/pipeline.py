@@ -136,12 +136,7 @@ def train_batches(prepared: Prepared, *, batch_size: int, seed: int, step: int =
     ValueError: a batch that doesn't divide by the processes, a negative seed or step, no examples
       or one that there isn't.
   """
-  index, count = process
-  if not 0 <= index < count:
-    raise ValueError(f"process is {process}; expected (index, count) with index below count.")
-  if batch_size < 1 or batch_size % count:
-    raise ValueError(f"batch_size {batch_size} doesn't divide by {count} processes; choose a "
-                     f"positive multiple of {count}.")
+  _check_share(batch_size, process)
   if seed < 0 or step < 0:
     raise ValueError(f"seed is {seed} and step {step}; expected neither to be negative.")
   if examples is not None:
@@ -154,22 +149,27 @@ def train_batches(prepared: Prepared, *, batch_size: int, seed: int, step: int =
   return iterator
 
 
-def batches(prepared: Prepared, indices, batch_size: int) -> Iterator[dict]:
-  """Each of these examples once, in order, in batches of one size.
+def batches(prepared: Prepared, indices, batch_size: int,
+            process: tuple[int, int] = (0, 1)) -> Iterator[dict]:
+  """Each of these examples once over all processes, in order, in batches of one size.
 
   Args:
     prepared: the examples.
     indices: which, (n,).
-    batch_size: rows in every batch.
+    batch_size: global batch B, rows of all processes together.
+    process: (index, count) of this process, which reads its contiguous part of every batch.
 
   Yields:
-    {"image": uint8 (batch_size, S, S, 3), "label": int32, "mask": float32}, the last two of shape
-    (batch_size,); what fills up the last batch is zero, its mask too.
+    {"image": uint8 (b, S, S, 3), "label": int32 (b,), "mask": float32 (b,)}. What fills up the
+    last batch is zero, its mask too; every process gets as many batches as the others, though one
+    of a process's may be filling alone.
+
+  Raises:
+    ValueError: a batch that doesn't divide by the processes, or an example that there isn't.
   """
-  if batch_size < 1:
-    raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+  _check_share(batch_size, process)
   indices = _checked(indices, prepared)
-  steps = _EvalSteps(prepared, indices, batch_size)
+  steps = _EvalSteps(prepared, indices, batch_size, process)
   if not len(steps):
     return
   iterator = iter(_read_ahead(steps, threads=1))
@@ -177,6 +177,16 @@ def batches(prepared: Prepared, indices, batch_size: int) -> Iterator[dict]:
     yield from iterator
   finally:
     iterator.close()
+
+
+def _check_share(batch_size, process):
+  """Raises ValueError unless a process's share of a batch is a whole number of rows."""
+  index, count = process
+  if not 0 <= index < count:
+    raise ValueError(f"process is {process}; expected (index, count) with index below count.")
+  if batch_size < 1 or batch_size % count:
+    raise ValueError(f"batch_size {batch_size} doesn't divide by {count} processes; choose a "
+                     f"positive multiple of {count}.")
 
 
 def _checked(indices, prepared: Prepared) -> np.ndarray:
@@ -236,19 +246,22 @@ class _TrainSteps:
 
 
 class _EvalSteps:
-  """Step -> a padded batch."""
+  """Step -> this process's part of a padded batch."""
 
-  def __init__(self, prepared, indices, batch_size):
+  def __init__(self, prepared, indices, batch_size, process):
     self._prepared, self._indices, self._batch_size = prepared, indices, batch_size
+    self._share = batch_size // process[1]
+    self._first = process[0] * self._share
 
   def __len__(self) -> int:
     return -(-len(self._indices) // self._batch_size)
 
   def __getitem__(self, step: int) -> dict:
-    chosen = self._indices[step * self._batch_size:(step + 1) * self._batch_size]
+    start = step * self._batch_size + self._first
+    chosen = self._indices[start:start + self._share]
     batch = {"image": self._prepared.images(chosen), "label": self._prepared.labels[chosen],
              "mask": np.ones(len(chosen), np.float32)}
-    short = self._batch_size - len(chosen)
+    short = self._share - len(chosen)
     if not short:
       return batch
     return {key: np.concatenate([value, np.zeros((short, *value.shape[1:]), value.dtype)])

@@ -49,7 +49,9 @@ class Context:
     prepare: makes of a source the `pipeline.Prepared` examples that the model takes.
     upstream: the pre-training data, see `Upstream`.
     layers: the keys of the model's `out`.
-    batch_size: examples a forward pass.
+    batch_size: examples a forward pass, over all processes.
+    fetch: the whole of a tree of device arrays as NumPy arrays, in every process.
+    process: (index, count) of this process: which rows of a batch it reads and `put` takes.
   """
   apply: Callable
   put: Callable[[dict], dict]
@@ -58,6 +60,8 @@ class Context:
   upstream: Upstream
   layers: Sequence[str]
   batch_size: int
+  fetch: Callable[[Any], Any] = jax.device_get
+  process: tuple[int, int] = (0, 1)
 
 
 class Evaluator(Protocol):

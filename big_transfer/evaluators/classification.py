@@ -41,11 +41,12 @@ class Classification:
   def rows(self, params):
     upstream = self._context.upstream
     measure = _measure(self._context.apply, upstream.loss)
-    totals = Totals.empty()
+    totals = None
     for batch in pipeline.batches(upstream.test, np.arange(len(upstream.test)),
-                                  self._context.batch_size):
+                                  self._context.batch_size, self._context.process):
       self._context.check()
-      totals = totals.merge(measure(params, self._context.put(batch)))
+      more = measure(params, self._context.put(batch))
+      totals = more if totals is None else totals.merge(more)
     for metric, value in totals.compute().items():
       yield {"evaluator": "upstream", "task": upstream.name, "variant": "full",
              "setting": "upstream", "split": "test", "metric": metric, "value": float(value), "status": "ok"}

@@ -188,15 +188,16 @@ class FewShot:
       for layer, x_BD in part.items():
         if layer not in features:
           features[layer] = np.empty((len(indices), x_BD.shape[1]), np.float32)
-        features[layer][at:at + n] = np.asarray(x_BD)[:n]
+        features[layer][at:at + n] = self._context.fetch(x_BD)[:n]
 
-    for batch in pipeline.batches(examples, indices, self._context.batch_size):
+    for batch in pipeline.batches(examples, indices, self._context.batch_size,
+                                  self._context.process):
       self._context.check()
       out = extract(params, self._context.put({"image": batch["image"]})["image"])
       part = {layer: out[layer] for layer in self._layers}
       for x_BD in part.values():
         x_BD.copy_to_host_async()
-      n = int(batch["mask"].sum())
+      n = min(self._context.batch_size, len(indices) - start)  # of all processes
       waiting.append((part, start, n))
       start += n
       if len(waiting) > _IN_FLIGHT:

@@ -194,11 +194,13 @@ class Geometry:
   def _gather(self, params):
     """Returns f_y − f_j, (N,), and `{layer: (norms_N, total variance)}` in order of depth."""
     measure = _measure(self._context.apply)
-    gaps, norms, variances = [], {}, {}
-    for batch in pipeline.batches(self._prepared, self._indices, self._context.batch_size):
+    gaps, norms, variances, left = [], {}, {}, len(self._indices)
+    for batch in pipeline.batches(self._prepared, self._indices, self._context.batch_size,
+                                  self._context.process):
       self._context.check()
-      n = int(batch["mask"].sum())
-      gap_B, by_layer = jax.device_get(measure(params, self._context.put(batch)))
+      n = min(self._context.batch_size, left)  # of all processes
+      left -= n
+      gap_B, by_layer = self._context.fetch(measure(params, self._context.put(batch)))
       gaps.append(gap_B[:n])
       for layer, found in by_layer.items():
         norms.setdefault(layer, []).append(found["norm"][:n])

@@ -226,6 +226,22 @@ def test_every_index_once_and_padding_masked(make_source, size):
   assert not joined(got)[mask == 0].any()
 
 
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("size", [4, 8, 32])
+def test_processes_share_what_one_reads(make_source, size, count):
+  prepared = pipeline.prepare(make_source(20), 8)
+  indices = np.array([5, 3, 3, 19, 0, 1, 7, 2, 4])
+  alone = list(pipeline.batches(prepared, indices, size))
+  shares = [list(pipeline.batches(prepared, indices, size, (i, count))) for i in range(count)]
+  assert {len(share) for share in shares} == {len(alone)}  # though some hold nothing but filling
+  for number, whole in enumerate(alone):
+    for key in ("image", "label", "mask"):
+      np.testing.assert_array_equal(
+          np.concatenate([share[number][key] for share in shares]), whole[key])
+  with pytest.raises(ValueError, match=f"positive multiple of {count}"):
+    list(pipeline.batches(prepared, indices, 5, (0, count)))
+
+
 def test_batches_of_nothing_and_out_of_range(make_source):
   prepared = pipeline.prepare(make_source(20), 8)
   assert not list(pipeline.batches(prepared, [], 4))

@@ -93,9 +93,9 @@ def test_only_drawn_images_and_the_test_split_are_extracted(monkeypatch):
   asked = []
   original = pipeline.batches
 
-  def batches(examples, indices, batch_size):
+  def batches(examples, indices, *args):
     asked.append(np.asarray(indices))
-    return original(examples, indices, batch_size)
+    return original(examples, indices, *args)
 
   monkeypatch.setattr(pipeline, "batches", batches)
   evaluator = _fewshot(shots=(1, 3), seeds=(0, 1))
