@@ -107,6 +107,18 @@ def _probes(data, env, args):
   return rows + [peak]
 
 
+def _inputs(data, env, args):
+  """The input pipeline alone."""
+  del args
+  return _workload("inputs", data, env)[0]
+
+
+def _accelerator(data, env, args):
+  """Large ViTs and the chip's peak; at toy size where there is only a CPU."""
+  del args
+  return _workload("accelerator", data, env)[0]
+
+
 def _beside(other, data, env, *arguments):
   """Ours and another model in turns, each in a process of its own; ratios pair by pair."""
   rows = []
@@ -177,7 +189,8 @@ def _loop(data, env, args):
 
 
 PARTS = {"step": _step, "forward": _forward, "first_step": _first_step, "loop": _loop,
-         "fewshot": _fewshot, "probes": _probes, "ratio": _ratio, "big_vision": _big_vision}
+         "inputs": _inputs, "fewshot": _fewshot, "probes": _probes,
+         "accelerator": _accelerator, "ratio": _ratio, "big_vision": _big_vision}
 
 
 class _Process:
@@ -273,7 +286,7 @@ def _table(report):
   lines = [
       f"{machine['cpu']}, {machine['cores']} cores; load {before:.1f} before, {after:.1f} after; "
       f"data: {report['data']}; commit {machine['commit']}",
-      "", f"{'':<30}{'median':>9}{'min':>9}{'max':>9}  {'unit':<9}{'others':>6}  "
+      "", f"{'':<30}{'median':>11}{'min':>11}{'max':>11}  {'unit':<9}{'others':>6}  "
       "big_vision, measured elsewhere"]
   for row in report["rows"]:
     numbers = "".join(_number(row[key]) for key in ("median", "min", "max"))
@@ -285,8 +298,8 @@ def _table(report):
 
 def _number(value):
   if value is None:
-    return f"{'-':>9}"
-  return f"{value:>9,.0f}" if abs(value) >= 100 else f"{value:>9.3g}"
+    return f"{'-':>11}"
+  return f"{value:>11,.0f}" if abs(value) >= 100 else f"{value:>11.3g}"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from big_transfer.runs import configuring
 from big_transfer.training import objectives
 from big_transfer.training import optim
 from big_transfer.training import step as step_lib
+from tests.bench import accelerator as accelerator_lib
+from tests.bench import inputs as inputs_lib
 from tests.bench import linen_vit
 from tests.bench import probes as probes_lib
 
@@ -220,13 +222,25 @@ def probes(config, args):
   return probes_lib.rows(row)
 
 
+def inputs(config, args):
+  """The input pipeline alone, see `inputs.py`."""
+  del config, args
+  return inputs_lib.rows(row)
+
+
+def accelerator(config, args):
+  """Large ViTs in bfloat16, see `accelerator.py`."""
+  del config, args
+  return accelerator_lib.rows(row)
+
+
 def _seconds(function):
   began = time.perf_counter()
   function()
   return time.perf_counter() - began
 
 
-WORKLOADS = {f.__name__: f for f in (step, forward, ridge, fewshot, probes)}
+WORKLOADS = {f.__name__: f for f in (step, forward, ridge, fewshot, probes, inputs, accelerator)}
 
 
 def main():
