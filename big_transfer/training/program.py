@@ -139,6 +139,62 @@ def _build(text):
   net = network(**{key: settings[key] for key in ("model", "classes", "image_size")})
   members = settings["members"]
   mesh = sharding_lib.make_mesh(settings["mesh"], members=members)
+  parts = _pure(net, settings, mesh)
+  init, step, of_run, abstract = parts.init, parts.step, parts.of_run, parts.like
+  everywhere = sharding_lib.replicated(mesh)
+  if members is None:
+    of_state = of_run
+    jitted = jax.jit(step, in_shardings=(of_state, sharding_lib.batched(mesh), everywhere),
+                     out_shardings=(of_state, everywhere), donate_argnums=0)
+  else:
+    of_state = sharding_lib.of_members(of_run)
+    init = jax.vmap(init)
+    jitted = jax.jit(for_members(step), out_shardings=(of_state, everywhere), donate_argnums=0)
+  quick = _quick_compile()
+  return Program(
+      apply=net.apply,
+      label=net.label,
+      layers=net.layers,
+      parameters=net.parameters,
+      flops=net.flops,
+      names=list(trees.flatten(net.shapes)),
+      mesh=mesh,
+      init=jax.jit(init, out_shardings=of_state, compiler_options=quick),
+      like=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+                        abstract, of_run),
+      step=jitted,
+      split=jax.jit(_split, out_shardings=[of_run] * (members or 0), compiler_options=quick),
+      stack=jax.jit(_stack, out_shardings=of_state, compiler_options=quick),
+      loss=objectives.LOSSES[settings["loss"]])
+
+
+class Pure(NamedTuple):
+  """A program before it is compiled.
+
+  Attributes:
+    network: of the model.
+    init: `init(seed) -> TrainState`.
+    step: `step(state, batch, hparams) -> (state, measures)`.
+    like: the TrainState as shapes.
+    of_run: its shardings.
+  """
+  network: Network
+  init: Callable
+  step: Callable
+  like: Any
+  of_run: Any
+
+
+def pure(mesh, *, model, classes, image_size, **settings):
+  """What `build` compiles, for a mesh that needs no devices (`jax.sharding.AbstractMesh`).
+
+  The other arguments are those of `build`, without `mesh` and `members`.
+  """
+  net = network(model=model, classes=classes, image_size=image_size)
+  return _pure(net, {"classes": classes, **json.loads(json.dumps(settings))}, mesh)
+
+
+def _pure(net, settings, mesh):
   names = list(trees.flatten(net.shapes))
   tx = optim.build(names, [(pattern, {}) for pattern in settings["patterns"]], lr=0.0,
                    **settings["optimiser"]).tx
@@ -157,31 +213,7 @@ def _build(text):
   step = step_lib.make_train_step(
       _with_sharding(net.apply, of_run.params), objectives.classification(settings["loss"]), tx,
       prepare, settings["accumulate"])
-  everywhere = sharding_lib.replicated(mesh)
-  if members is None:
-    of_state = of_run
-    jitted = jax.jit(step, in_shardings=(of_state, sharding_lib.batched(mesh), everywhere),
-                     out_shardings=(of_state, everywhere), donate_argnums=0)
-  else:
-    of_state = sharding_lib.of_members(of_run)
-    init = jax.vmap(init)
-    jitted = jax.jit(_for_members(step), out_shardings=(of_state, everywhere), donate_argnums=0)
-  quick = _quick_compile()
-  return Program(
-      apply=net.apply,
-      label=net.label,
-      layers=net.layers,
-      parameters=net.parameters,
-      flops=net.flops,
-      names=names,
-      mesh=mesh,
-      init=jax.jit(init, out_shardings=of_state, compiler_options=quick),
-      like=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-                        abstract, of_run),
-      step=jitted,
-      split=jax.jit(_split, out_shardings=[of_run] * (members or 0), compiler_options=quick),
-      stack=jax.jit(_stack, out_shardings=of_state, compiler_options=quick),
-      loss=objectives.LOSSES[settings["loss"]])
+  return Pure(net, init, step, abstract, of_run)
 
 
 def _with_sharding(apply, of_params):
@@ -200,7 +232,7 @@ def _with_sharding(apply, of_params):
   return constrained
 
 
-def _for_members(step):
+def for_members(step):
   """The step of a population; a batch without the axis of members is every member's."""
 
   def step_members(state_M, batch, hparams_M):
