@@ -6,7 +6,13 @@ m_r = the rule's `lr` (a multiplier, default 1) and λ_r = the rule's `wd` (defa
     θ ← θ − s(t) · η · (m_r · u + λ_r · θ)
 
 u is the direction: Adam's `m̂ / (√v̂ + ε)` for `adamw`, the momentum buffer of the gradients for
-`sgd`, both of gradients clipped by their global norm. Decay is decoupled and follows the
+`sgd`, and for `adafactor` the mean, running with β = `momentum`, of `g / √v̂`, where v̂ is kept as
+the means of g² over rows and over columns alone (Shazeer and Stern 2018, 1804.04235, section 3). It
+is Adafactor as Zhai et al. 2021 (2106.04560, section 3.4) modified it: with a first moment, in
+bfloat16, without bias correction, with β₂ = 1 − (t + 1)^−0.8 up to 0.999, and with no scaling by
+the parameters' size. So the state of a large matrix takes 2 bytes an element instead of 8.
+
+All directions are of gradients clipped by their global norm. Decay is decoupled and follows the
 schedule, and a rule's rate multiplier doesn't touch its decay, so a head can be given a smaller
 rate at the same decay, or more decay at the same rate.
 
@@ -39,7 +45,8 @@ class Optimiser(NamedTuple):
 
 
 def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-8,
-          momentum=0.9, nesterov=False):
+          momentum=0.9, nesterov=False, mu_dtype=None, decay_rate=0.8, beta2_cap=0.999,
+          min_dim_size_to_factor=32, clip_update=None):
   """Builds the optimiser of the equation above.
 
   Args:
@@ -47,17 +54,26 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
     rules: ordered `(regex, {"lr": multiplier, "wd": decay})`; the first that matches the whole
       name wins.
     lr: peak rate η.
-    name: "adamw" or "sgd".
+    name: "adamw", "sgd" or "adafactor".
     clip: largest global norm of the gradients; None for no clipping.
     b1, b2, eps: Adam's.
-    momentum, nesterov: of sgd.
+    momentum: of sgd and adafactor; None for none.
+    nesterov: of sgd.
+    mu_dtype: of the first moment of adamw and adafactor, "float32" or "bfloat16"; None for the
+      optimiser's own, float32 and bfloat16.
+    decay_rate, beta2_cap: adafactor's β₂ of step t, from 0, is min(beta2_cap, 1 − (t + 1)^−rate).
+    min_dim_size_to_factor: adafactor keeps v whole where the second largest dimension is smaller.
+    clip_update: the largest root mean square of a tensor's `g / √v̂` in adafactor, 1.0 in its paper;
+      None, the default, for no clipping beside `clip`.
 
   Raises:
-    ValueError: an unknown optimiser, a negative rate or decay, an unknown key in a rule, a rule that claims nothing, or a
-      parameter that no rule claims.
+    ValueError: an unknown optimiser or dtype, a negative rate or decay, an unknown key in a rule, a
+      rule that claims nothing, or a parameter that no rule claims.
   """
-  if name not in ("adamw", "sgd"):
-    raise ValueError(f"optimiser {name!r} is unknown: expected 'adamw' or 'sgd'")
+  if name not in ("adamw", "sgd", "adafactor"):
+    raise ValueError(f"optimiser {name!r} is unknown: expected 'adamw', 'sgd' or 'adafactor'")
+  if mu_dtype not in (None, "float32", "bfloat16"):
+    raise ValueError(f"optim: mu_dtype is {mu_dtype!r}: expected 'float32', 'bfloat16' or None")
   rules = tuple((pattern, dict(settings)) for pattern, settings in rules)
   for pattern, settings in rules:
     if unknown := set(settings) - {"lr", "wd"}:
@@ -69,8 +85,10 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
       raise ValueError(f"optim: {key} is {value!r}: expected a number, at least 0")
   claimed = trees.first_match([pattern for pattern, _ in rules], names)
   direction = {
-      "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-      "sgd": lambda: optax.trace(decay=momentum, nesterov=nesterov),
+      "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+      "sgd": lambda: optax.trace(decay=momentum or 0.0, nesterov=nesterov),
+      "adafactor": lambda: _adafactor(momentum, mu_dtype or "bfloat16", decay_rate, beta2_cap,
+                                      min_dim_size_to_factor, clip_update),
   }[name]()
   clipping = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
   hparams = {
@@ -79,6 +97,21 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
       "rule_wd": np.array([r.get("wd", 0.0) for _, r in rules], np.float32)}
   return Optimiser(tx=optax.chain(clipping, direction, _apply_rules(claimed)), hparams=hparams,
                    table=_table(rules, claimed, lr))
+
+
+def _adafactor(momentum, mu_dtype, decay_rate, beta2_cap, min_dim_size_to_factor, clip_update):
+  """The direction of `adafactor`; see the module."""
+
+  def beta2(step, exponent):
+    # Without a cap β₂ goes to 1, and v stops to follow the gradients in a long run.
+    return jnp.minimum(beta2_cap, 1 - (step + 1.0) ** -exponent)
+
+  return optax.chain(
+      optax.scale_by_factored_rms(decay_rate=decay_rate, decay_rate_fn=beta2,
+                                  min_dim_size_to_factor=min_dim_size_to_factor),
+      optax.identity() if clip_update is None else optax.clip_by_block_rms(clip_update),
+      optax.identity() if momentum is None else
+      optax.ema(momentum, debias=False, accumulator_dtype=mu_dtype))
 
 
 def _apply_rules(claimed):

@@ -45,6 +45,82 @@ def test_sgd_is_optax_sgd_without_decay():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
 
 
+def _adafactor_oracle(theta, gradients, lr, wd, momentum, cap, factored):
+  """1804.04235, algorithm 4, with the changes of 2106.04560, section 3.4, in float64."""
+  rows, columns, v, mean = 0.0, 0.0, 0.0, 0.0
+  for t, g in enumerate(gradients):
+    beta2 = min(cap, 1 - (t + 1) ** -0.8)
+    square = g ** 2 + 1e-30
+    if factored:
+      rows = beta2 * rows + (1 - beta2) * square.mean(axis=1)
+      columns = beta2 * columns + (1 - beta2) * square.mean(axis=0)
+      v = np.outer(rows, columns) / rows.mean()
+    else:
+      v = beta2 * v + (1 - beta2) * square
+    mean = momentum * mean + (1 - momentum) * g / np.sqrt(v)
+    theta = theta - lr * (mean + wd * theta)
+  return theta
+
+
+@pytest.mark.parametrize("cap", [0.999, 0.3])  # the second is reached within the four steps
+def test_adafactor_is_its_papers(cap):
+  rng = np.random.default_rng(0)
+  shapes = {"large": {"kernel": (40, 33)}, "small": {"kernel": (40, 31)}}
+  params = jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes,
+                        is_leaf=lambda x: isinstance(x, tuple))
+  gradients = [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+               for _ in range(4)]
+  opt = optim.build(["large/kernel", "small/kernel"], [(".*", {"wd": 0.1})], lr=0.01, clip=None,
+                    name="adafactor", beta2_cap=cap, mu_dtype="float32")
+  after, state = params, opt.tx.init(params)
+  for g in gradients:
+    updates, state = opt.tx.update(g, state, after, hparams=opt.hparams)
+    after = optax.apply_updates(after, updates)
+  for name, factored in (("large", True), ("small", False)):
+    expected = _adafactor_oracle(
+        np.float64(params[name]["kernel"]), [np.float64(g[name]["kernel"]) for g in gradients],
+        lr=0.01, wd=0.1, momentum=0.9, cap=cap, factored=factored)
+    np.testing.assert_allclose(after[name]["kernel"], expected, atol=1e-6)
+
+
+def _bytes(state):
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)
+
+
+def test_what_the_moments_of_a_large_matrix_take():
+  params, elements = {"kernel": jnp.zeros((256, 128))}, 256 * 128
+  def state(**kwargs):
+    return optim.build(["kernel"], [(".*", {})], lr=1.0, **kwargs).tx.init(params)
+  assert _bytes(state(name="adamw")) == 8 * elements
+  assert _bytes(state(name="adamw", mu_dtype="bfloat16")) == 6 * elements
+  # Two bytes an element, a row and a column of float32, and the place of a v that isn't kept.
+  assert _bytes(state(name="adafactor")) == 2 * elements + 4 * (256 + 128 + 1)
+
+
+def test_clip_update_bounds_a_tensors_root_mean_square():
+  opt = _build([(".*", {})], name="adafactor", clip=None, clip_update=0.5, momentum=None)
+  updates, _ = opt.tx.update(GRADS, opt.tx.init(PARAMS), PARAMS, hparams=opt.hparams)
+  for u in jax.tree.leaves(updates):  # the first step's g / √v̂ is ±1; lr is 0.1
+    assert np.sqrt(np.mean(np.square(u))) == pytest.approx(0.05, rel=1e-5)
+
+
+@pytest.mark.parametrize("kwargs", [dict(name="adafactor", min_dim_size_to_factor=2),
+                                    dict(name="adamw", mu_dtype="bfloat16")])
+def test_members_of_a_population_get_the_updates_that_they_get_alone(kwargs):
+  opt = _build([(".*", {"wd": 0.1})], **kwargs)
+  members = [jax.tree.map(lambda p, i=i: p * (1 + i), PARAMS) for i in range(3)]
+  def updates(params, hparams):
+    state = opt.tx.init(params)
+    _, state = opt.tx.update(GRADS, state, params, hparams=hparams)
+    return opt.tx.update(jax.tree.map(jnp.sin, params), state, params, hparams=hparams)
+  hparams_M = jax.tree.map(lambda x: np.stack([x, 2 * x, 3 * x]), opt.hparams)
+  stacked = jax.vmap(updates)(jax.tree.map(lambda *p: jnp.stack(p), *members), hparams_M)
+  for i, params in enumerate(members):
+    alone = updates(params, jax.tree.map(lambda x, i=i: x[i], hparams_M))
+    jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a, b[i], rtol=1e-6, atol=1e-7),
+                 jax.tree.map(np.float32, alone), jax.tree.map(np.float32, stacked))
+
+
 def test_the_equation_per_rule():
   rules = [("head/.*", {"lr": 0.5, "wd": 2.0}), (".*", {})]
   after = _steps(_build(rules, name="sgd", clip=None, momentum=0.0), count=1)
@@ -78,7 +154,8 @@ def test_values_of_rules_are_arrays_of_one_compiled_program():
     ([("heads/.*", {}), (".*", {})], {}, "first match of no parameter"),
     ([("head/.*", {})], {}, "no rule claims body/kernel"),
     ([(".*", {"decay": 1})], {}, "sets .'decay'.: expected 'lr' or 'wd'"),
-    ([(".*", {})], {"name": "adam"}, "'adam' is unknown")])
+    ([(".*", {})], {"name": "adam"}, "'adam' is unknown"),
+    ([(".*", {})], {"mu_dtype": "float16"}, "mu_dtype is 'float16'")])
 def test_bad_rules(rules, kwargs, message):
   with pytest.raises(ValueError, match=message):
     _build(rules, **kwargs)
