@@ -6,6 +6,7 @@ import numbers
 import jax.numpy as jnp
 
 from big_transfer.models import attention
+from big_transfer.models import blocks
 from big_transfer.models import resnet
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,7 +34,8 @@ def checked(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
   for key, value in arguments.items():
     expected, holds = _WIDTHS[name] if key == "width" else _KINDS[key]
     if not holds(value):
-      raise ValueError(f"model: {name}'s {key} must be {expected}, got {value!r}")
+      near = hint(value, blocks.POLICIES) if key == "remat" else ""
+      raise ValueError(f"model: {name}'s {key} must be {expected}, got {value!r}{near}")
   if name == "vit":
     _check_heads(arguments["width"], arguments["heads"])
     if arguments.get("posemb") == "sincos2d" and arguments["width"] % 4:
@@ -93,4 +95,6 @@ _KINDS = {
     "convolution": _one_of(*resnet.CONVOLUTIONS),
     "dropout": ("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1),
     "head_bias": ("a number", _is_number),
+    "scan": ("True or False", lambda v: isinstance(v, bool)),
+    "remat": _one_of(*blocks.POLICIES),
 }

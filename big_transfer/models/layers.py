@@ -49,13 +49,24 @@ def tap(module: nn.Module, name: str, x: jax.Array,
     ValueError: the tap has not the output's shape.
   """
   if taps and name in taps:
-    if taps[name].shape != x.shape:
-      raise ValueError(f"taps[{name!r}]: expected shape {x.shape}, that of the block's output, got "
-                       f"{taps[name].shape}; shapes.tap_shapes(model, images.shape) lists them all")
-    x = x + taps[name].astype(x.dtype)
+    x = x + checked_tap(name, x, taps)
   if not module.is_initializing():
     module.sow("intermediates", UNPOOLED + name, x)
   return x
+
+
+def checked_tap(name: str, x: jax.Array, taps: Mapping[str, jax.Array]) -> jax.Array:
+  """The tap of this name in the dtype of the output x, zero where there is none.
+
+  Raises:
+    ValueError: the tap has not the output's shape.
+  """
+  if name not in taps:
+    return jnp.zeros_like(x)
+  if taps[name].shape != x.shape:
+    raise ValueError(f"taps[{name!r}]: expected shape {x.shape}, that of the block's output, got "
+                     f"{taps[name].shape}; shapes.tap_shapes(model, images.shape) lists them all")
+  return taps[name].astype(x.dtype)
 
 
 class Dense(nn.Module):

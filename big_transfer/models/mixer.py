@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_transfer.models import blocks
 from big_transfer.models import layers
 
 
@@ -19,7 +20,7 @@ class MixerBlock(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, x_BLD: jax.Array, train: bool) -> jax.Array:
     y_BDL = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x_BLD).transpose(0, 2, 1)
     y_BDL = layers.Mlp(self.tokens_mlp_dim, self.dropout, self.dtype, name="token_mixing")(
         y_BDL, train=train)
@@ -40,6 +41,8 @@ class Mixer(nn.Module):
     dropout: rate on the hidden layers.
     dtype: of the computation; parameters are float32.
     head_bias: where the head's bias starts.
+    scan: whether the blocks run as one loop, see `blocks`.
+    remat: what of a block is computed again in the reverse pass, see `blocks.rematerialised`.
   """
   num_classes: int
   width: int
@@ -50,6 +53,8 @@ class Mixer(nn.Module):
   dropout: float = 0.0
   dtype: str = "float32"
   head_bias: float = 0.0
+  scan: bool = False
+  remat: str = "none"
 
   @nn.compact
   def __call__(self, images_BHWC: jax.Array, *, train: bool = False,
@@ -61,11 +66,11 @@ class Mixer(nn.Module):
     x_BLD = layers.Patches(self.width, self.patch, self.dtype, name="stem")(images_BHWC)
     x_BLD = layers.tap(self, "stem", x_BLD, taps)
     out = {"stem": _pool(x_BLD)}
-    for i in range(self.depth):
-      x_BLD = MixerBlock(self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout, self.dtype,
-                         name=f"MixerBlock_{i}")(x_BLD, train=train)
-      x_BLD = layers.tap(self, layers.block_name(i), x_BLD, taps)
-      out[layers.block_name(i)] = _pool(x_BLD)
+    x_BLD, outputs = blocks.run(
+        self, MixerBlock, (self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout, self.dtype),
+        [f"MixerBlock_{i}" for i in range(self.depth)], x_BLD, taps=taps, pool=_pool,
+        train=train, scan=self.scan, remat=self.remat)
+    out |= outputs
     x_BLD = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x_BLD)
     out["pre_logits"] = _pool(x_BLD)
     out["logits"] = layers.Head(self.num_classes, self.head_bias, name="head")(out["pre_logits"])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from big_transfer.models import blocks
 from big_transfer.models import layers
 
 CONVOLUTIONS = ("auto", "matmul", "conv")
@@ -147,14 +148,15 @@ class Stage(nn.Module):
   first: int
   method: str = "auto"
   dtype: str = "float32"
+  remat: str = "none"
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array, taps: Mapping[str, jax.Array] | None
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    outputs = {}
+    outputs, Unit = {}, blocks.rematerialised(ResidualUnit, self.remat)
     for i in range(self.units):
-      unit = ResidualUnit(self.features, self.stride if i == 0 else 1, self.method, self.dtype,
-                          name=f"unit{i + 1:02d}")
+      unit = Unit(self.features, self.stride if i == 0 else 1, self.method, self.dtype,
+                  name=f"unit{i + 1:02d}")
       name = layers.block_name(self.first + i)
       x_BHWC = outputs[name] = layers.tap(self, name, unit(x_BHWC), taps)
     return x_BHWC, outputs
@@ -173,6 +175,7 @@ class ResNet(nn.Module):
     convolution: see `convolve`.
     dtype: of the computation; parameters are float32.
     head_bias: where the head's bias starts.
+    remat: what of a unit is computed again in the reverse pass, see `blocks.rematerialised`.
   """
   num_classes: int
   depths: Sequence[int]
@@ -183,6 +186,7 @@ class ResNet(nn.Module):
   convolution: str = "auto"
   dtype: str = "float32"
   head_bias: float = 0.0
+  remat: str = "none"
 
   @nn.compact
   def __call__(self, images_BHWC: jax.Array, *, train: bool = False,
@@ -201,9 +205,9 @@ class ResNet(nn.Module):
     x = layers.tap(self, "stem", x, taps)
     out = {"stem": _pool(x)}
     for i, units in enumerate(self.depths):
-      x, blocks = Stage(units, features * 2 ** i, 1 if i == 0 else 2, sum(self.depths[:i]),
-                        self.convolution, self.dtype, name=f"block{i + 1}")(x, taps)
-      out.update((name, _pool(y)) for name, y in blocks.items())
+      x, outputs = Stage(units, features * 2 ** i, 1 if i == 0 else 2, sum(self.depths[:i]),
+                         self.convolution, self.dtype, self.remat, name=f"block{i + 1}")(x, taps)
+      out.update((name, _pool(y)) for name, y in outputs.items())
     x = nn.relu(GroupNorm(self.dtype, name="norm-pre-head")(x))
     out["pre_logits"] = _pool(x)
     out["logits"] = layers.Head(self.num_classes, self.head_bias, name="head")(out["pre_logits"])

@@ -3,13 +3,15 @@
 Shapes: B batch, H W image height and width, C channels, P patch size, L positions (with the
 class token, if there is one), D width, F hidden width of the MLP, N heads, K width of a head.
 """
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import functools
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from big_transfer.models import attention as attention_lib
+from big_transfer.models import blocks
 from big_transfer.models import layers
 
 
@@ -55,7 +57,7 @@ class EncoderBlock(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, x_BLD: jax.Array, train: bool) -> jax.Array:
     dropout = nn.Dropout(self.dropout, deterministic=not train)
     y_BLD = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(x_BLD)
     y_BLD = SelfAttention(self.heads, self.attention, self.dtype,
@@ -68,22 +70,24 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """The blocks and the final norm; returns (B, L, D) and every block's output, tapped."""
+  """The blocks and the final norm; returns (B, L, D) and every block's output, tapped and pooled."""
   depth: int
   heads: int
   mlp_dim: int
   dropout: float = 0.0
   attention: str = "auto"
   dtype: str = "float32"
+  scan: bool = False
+  remat: str = "none"
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, taps: Mapping[str, jax.Array] | None, *,
-               train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    outputs = {}
-    for i in range(self.depth):
-      x_BLD = EncoderBlock(self.heads, self.mlp_dim, self.dropout, self.attention, self.dtype,
-                           name=f"encoderblock_{i}")(x_BLD, train=train)
-      x_BLD = outputs[layers.block_name(i)] = layers.tap(self, layers.block_name(i), x_BLD, taps)
+  def __call__(self, x_BLD: jax.Array, taps: Mapping[str, jax.Array] | None,
+               pool: Callable[[jax.Array], jax.Array], *, train: bool
+               ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    x_BLD, outputs = blocks.run(
+        self, EncoderBlock, (self.heads, self.mlp_dim, self.dropout, self.attention, self.dtype),
+        [f"encoderblock_{i}" for i in range(self.depth)], x_BLD, taps=taps, pool=pool,
+        train=train, scan=self.scan, remat=self.remat)
     return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x_BLD), outputs
 
 
@@ -101,6 +105,8 @@ class ViT(nn.Module):
     attention: see `attention.self_attention`.
     dtype: of the computation; parameters are float32.
     head_bias: where the head's bias starts.
+    scan: whether the blocks run as one loop, see `blocks`.
+    remat: what of a block is computed again in the reverse pass, see `blocks.rematerialised`.
   """
   num_classes: int
   width: int
@@ -115,6 +121,8 @@ class ViT(nn.Module):
   attention: str = "auto"
   dtype: str = "float32"
   head_bias: float = 0.0
+  scan: bool = False
+  remat: str = "none"
 
   @nn.compact
   def __call__(self, images_BHWC: jax.Array, *, train: bool = False,
@@ -130,22 +138,19 @@ class ViT(nn.Module):
       x_BLD = jnp.concatenate([jnp.broadcast_to(cls, (B, 1, self.width)), x_BLD], axis=1)
     x_BLD = x_BLD + self._positions((H // self.patch, W // self.patch)).astype(self.dtype)
     x_BLD = nn.Dropout(self.dropout, deterministic=not train)(x_BLD)
-    x_BLD = layers.tap(self, "stem", x_BLD, taps)
-    out = {"stem": x_BLD}
-    x_BLD, blocks = Encoder(self.depth, self.heads, self.mlp_dim, self.dropout, self.attention,
-                            self.dtype, name="Transformer")(x_BLD, taps, train=train)
-    out = {name: self._pool(y_BLD) for name, y_BLD in {**out, **blocks}.items()}
-    x_BD = self._pool(x_BLD)
+    x_BLD = stem_BLD = layers.tap(self, "stem", x_BLD, taps)
+    pool = functools.partial(_pool, self.pool)
+    x_BLD, outputs = Encoder(
+        self.depth, self.heads, self.mlp_dim, self.dropout, self.attention, self.dtype, self.scan,
+        self.remat, name="Transformer")(x_BLD, taps, pool, train=train)
+    out = {"stem": pool(stem_BLD), **outputs}
+    x_BD = pool(x_BLD)
     if self.representation_size is not None:
       size = self.width if self.representation_size == "auto" else self.representation_size
       x_BD = jnp.tanh(layers.Dense(size, name="pre_logits")(x_BD))
     out["pre_logits"] = x_BD
     out["logits"] = layers.Head(self.num_classes, self.head_bias, name="head")(x_BD)
     return out["logits"], out
-
-  def _pool(self, x_BLD: jax.Array) -> jax.Array:
-    x_BD = x_BLD[:, 0] if self.pool == "tok" else jnp.mean(x_BLD, axis=1, dtype=jnp.float32)
-    return x_BD.astype(jnp.float32)
 
   def _positions(self, grid: tuple[int, int]) -> jax.Array:
     tokens = grid[0] * grid[1] + (self.pool == "tok")
@@ -154,6 +159,11 @@ class ViT(nn.Module):
                         (1, tokens, self.width))
     fixed_1LD = sincos2d(*grid, self.width)
     return jnp.pad(fixed_1LD, ((0, 0), (tokens - fixed_1LD.shape[1], 0), (0, 0)))
+
+
+def _pool(how: str, x_BLD: jax.Array) -> jax.Array:
+  x_BD = x_BLD[:, 0] if how == "tok" else jnp.mean(x_BLD, axis=1, dtype=jnp.float32)
+  return x_BD.astype(jnp.float32)
 
 
 def sincos2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> jax.Array:
