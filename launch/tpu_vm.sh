@@ -12,6 +12,9 @@
 #   delete    gives the slice back, which ends the bill; what is on its own disks is lost
 #   all       create, install, run, logs, fetch: the slice stays
 #
+#   launch/tpu_vm.sh all --zone us-west4-a --workdir gs://BUCKET/runs/first --dry-run -- \
+#     --config configs/pretrain/cifar10.py
+#
 #   --zone ZONE        where, such as us-west4-a
 #   --name NAME        of the slice (big-transfer)
 #   --project ID       whom to bill (gcloud's own default)
@@ -23,8 +26,9 @@
 #   --recreate         a slice that was taken away is deleted and made anew
 #   --workdir WHERE    the run's folder: gs://BUCKET/PATH (mounted with gcsfuse), or a path on the
 #                      workers (runs/NAME in the home folder). All workers of a slice must see it.
-#                      For a Filestore share, mount it first:  launch/tpu_vm.sh ssh ... -- 'sudo
-#                      mkdir -p /mnt/runs && sudo mount -t nfs HOST:/SHARE /mnt/runs'
+#                      For a Filestore share, mount it first:
+#                        launch/tpu_vm.sh ssh --zone ZONE -- 'sudo mkdir -p /mnt/runs && sudo
+#                          mount -t nfs HOST:/SHARE /mnt/runs && sudo chmod 1777 /mnt/runs'
 #   --to FOLDER        where fetch puts the folder (runs)
 #   --env KEY=VALUE    for the run, such as TFDS_DATA_DIR=...; may be repeated
 #   --worker N         whose logs (0)

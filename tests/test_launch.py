@@ -3,6 +3,7 @@ import ast
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import stat
@@ -355,6 +356,17 @@ def test_ray_itself_knows_the_fields_and_the_chips():
   schema, valid, chips = json.loads(result.stdout)
   jsonschema.validate(config, schema)
   assert valid and chips == worker["resources"]["TPU"]
+
+
+def test_the_sweeps_that_launch_files_name_take_their_flags():
+  usage = subprocess.run([sys.executable, "-m", "big_transfer.sweep", "--help"],
+                         capture_output=True, text=True, check=True).stdout
+  for name in ("slurm.sbatch", "ray_tpu.yaml"):
+    text = re.sub(r"\\\n# +", "", (LAUNCH / name).read_text())
+    [command] = re.findall(r"-m big_transfer\.sweep (.+)", text)
+    flags = re.findall(r"--\w+", command)
+    assert "--engine" in flags
+    assert [flag for flag in flags if flag not in usage] == []
 
 
 def _notebook():
