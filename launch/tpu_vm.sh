@@ -309,7 +309,7 @@ esac
   "locations list)"
 where=("--zone=$zone" ${project:+"--project=$project"})
 kind=tpu-vm
-[[ -z $queued ]] || kind=queued-resources
+[[ -z $queued ]] || kind="queued-resources"
 workdir=${workdir:-runs/$name}
 workdir=${workdir%/} bucket="" remote=${workdir%/}
 if [[ $workdir == gs://* ]]; then
