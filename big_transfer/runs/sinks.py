@@ -152,7 +152,7 @@ class Sinks:
     except Exception as error:  # whatever a package raises, it is no reason to end a run
       del self._open[name]
       print(f"warning: the sink '{name}' failed and is off from here on ({type(error).__name__}: "
-            f"{error}); the run goes on, and its record has everything", file=sys.stderr, flush=True)
+            f"{error}); the run goes on, and its record has all of it", file=sys.stderr, flush=True)
       return None
 
 

@@ -119,7 +119,7 @@ def test_tensorflow_is_never_imported_even_where_it_is_installed(tmp_path):
   (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')\n")
   code = ("import sys; from big_transfer.runs import sinks\n"
           "assert not [m for m in sys.modules if m.startswith(('tensorboard', 'wandb', 'jax'))]\n"
-          f"with sinks.open_sinks(['tensorboard'], {str(tmp_path)!r}, config={{}}, run={{}}) as s:\n"
+          f"with sinks.open_sinks('tensorboard', {str(tmp_path)!r}, config={{}}, run={{}}) as s:\n"
           "  s.write([{'step': 1, 'evaluator': 'train', 'metric': 'loss', 'value': 1.0}])\n"
           "print('tensorflow' in sys.modules)")
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
