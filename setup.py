@@ -41,6 +41,8 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "ray": ["ray>=2.40,<3"],
+        "slurm": ["submitit>=1.5,<2"],
         "tensorboard": ["tensorboard>=2.18,<3"],
         "wandb": ["wandb>=0.19.10,<1"],
         "test": [

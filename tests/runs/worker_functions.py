@@ -3,6 +3,7 @@ import functools
 import os
 import pathlib
 import signal
+import threading
 import time
 
 from big_transfer.runs import records
@@ -23,7 +24,7 @@ def act(payload):
   if do == "die once" and first:
     os.kill(os.getpid(), signal.SIGKILL)
   if do == "unsendable":
-    return lambda: None
+    return threading.Lock()
   if do == "compile":
     compiled(payload["program"])
     time.sleep(0.01)
@@ -61,6 +62,26 @@ def train(payload):
     if config["optim"]["lr"] == 10:
       raise FloatingPointError("loss is nan at step 3")
     return record.update_run(status="finished", overrides=payload["overrides"])
+
+
+def resume(payload):
+  """A run of a few rows that goes on where it was; returns how often it was started.
+
+  Told to stop, it keeps its rows and says so, as training does.
+  """
+  stopped = []
+  signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+  with records.Record(payload["workdir"]) as record:
+    starts = record.update_run().get("starts", 0) + 1
+    record.update_run(status="running", starts=starts, pid=os.getpid())
+    for step in range(len(records.read_rows(payload["workdir"])), payload["rows"]):
+      time.sleep(payload["seconds"])
+      record.append([{"step": step, "metric": "loss", "value": 1.0 / (step + 1)}])
+      if stopped:
+        record.update_run(status="interrupted")
+        raise RuntimeError("stopped early")
+    record.update_run(status="finished")
+  return starts
 
 
 def group_of(config):
