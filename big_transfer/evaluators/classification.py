@@ -19,8 +19,8 @@ class Totals(metrics.Collection):
 
 
 @functools.lru_cache(maxsize=16)  # one compiled function serves all runs of one model
-def _measure(apply, loss):
-  """Returns `measure(params, batch) -> Totals`, jitted."""
+def _measure(apply, loss, members=False):
+  """Returns `measure(params, batch) -> Totals`, jitted; of stacked parameters if `members`."""
 
   def measure(params, batch):
     logits_BC, _ = apply({"params": params}, transforms.to_float(batch["image"]), train=False)
@@ -29,7 +29,7 @@ def _measure(apply, loss):
     return Totals.single_from_model_output(
         correct=correct_B, loss=loss(logits_BC, targets_BC), mask=batch["mask"])
 
-  return jax.jit(measure)
+  return jax.jit(jax.vmap(measure, in_axes=(0, None)) if members else measure)
 
 
 class Classification:
@@ -39,14 +39,29 @@ class Classification:
     self._context = context
 
   def rows(self, params):
+    yield from self._told(self._totals(params))
+
+  def rows_members(self, params_M):
+    totals = self._totals(params_M, members=True)
+    members = len(next(iter(totals.values())))
+    return [list(self._told({key: value_M[i] for key, value_M in totals.items()}))
+            for i in range(members)]
+
+  def _totals(self, params, members=False):
+    """`{metric: value}`, NumPy arrays `()`, or `(M,)` of members."""
     upstream = self._context.upstream
-    measure = _measure(self._context.apply, upstream.loss)
+    measure = _measure(self._context.apply, upstream.loss, members)
     totals = None
     for batch in pipeline.batches(upstream.test, np.arange(len(upstream.test)),
                                   self._context.batch_size, self._context.process):
       self._context.check()
       more = measure(params, self._context.put(batch))
       totals = more if totals is None else totals.merge(more)
-    for metric, value in totals.compute().items():
-      yield {"evaluator": "upstream", "task": upstream.name, "variant": "full",
-             "setting": "upstream", "split": "test", "metric": metric, "value": float(value), "status": "ok"}
+    return self._context.fetch(
+        jax.vmap(Totals.compute)(totals) if members else totals.compute())
+
+  def _told(self, totals):
+    for metric, value in totals.items():
+      yield {"evaluator": "upstream", "task": self._context.upstream.name, "variant": "full",
+             "setting": "upstream", "split": "test", "metric": metric, "value": float(value),
+             "status": "ok"}

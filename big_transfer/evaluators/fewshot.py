@@ -87,8 +87,10 @@ def _no_list(name, values):
 
 
 @functools.lru_cache(maxsize=16)  # one compiled function serves all tasks and runs of one model
-def _extract(apply, deepest):
+def _extract(apply, deepest, members=False):
   """Returns `extract(params, images_u8) -> {layer: (B, D) float32}`, jitted.
+
+  With `members` it takes stacked parameters and returns (M, B, D).
 
   All layers as far as the deepest that is asked for: pooled outputs cost nothing beside the
   blocks, and how XLA fuses, so how it rounds, doesn't depend on what else is asked for. What lies
@@ -100,7 +102,7 @@ def _extract(apply, deepest):
     names = sorted(out, key=parts_lib.depth)
     return {name: out[name] for name in names[:names.index(deepest) + 1]}
 
-  return jax.jit(extract)
+  return jax.jit(jax.vmap(extract, in_axes=(0, None)) if members else extract)
 
 
 class _Probe:
@@ -145,7 +147,7 @@ class FewShot:
   Features of all layers are kept on the host while a task is probed: 4 bytes for each example
   drawn or of the test split × layer × width, 0.4 GB for 10,000 at 12 layers of width 768; those
   that are solved at once, at most 1 GB unless one layer takes more, a second time there and on
-  the device.
+  the device. Of a population as many members are probed at once as take 4 GB, at least one.
 
   A probe whose scores are not all finite gives a row without a value, with a reason.
 
@@ -175,20 +177,57 @@ class FewShot:
       test = self.features(params, probe.test, np.arange(len(probe.test)))
       correct = self.solve(probe, train, test)
       for layer in self._layers:
-        yield from self._rows(probe, layer, correct)
+        yield from self._rows(probe, layer, layer, correct)
 
-  def features(self, params, examples, indices):
-    """Returns `{layer: (n, D) float32}`, by depth, of these examples of a `Prepared`."""
+  def rows_members(self, params_M):
+    members = len(jax.tree.leaves(params_M)[0])
+    rows = [[] for _ in range(members)]
+    for probe in self.probes:
+      at_once = self._members_at_once(params_M, probe)
+      for start in range(0, members, at_once):
+        part_M = params_M if at_once == members else jax.tree.map(
+            lambda p_M, start=start, n=at_once: p_M[start:start + n], params_M)
+        train, test = ({
+            (start + i, layer): x_nD for layer, x_MnD in
+            self.features(part_M, examples, indices, members=True).items()
+            for i, x_nD in enumerate(x_MnD)}
+                       for examples, indices in ((probe.train, probe.pool),
+                                                 (probe.test, np.arange(len(probe.test)))))
+        correct = self.solve(probe, train, test)
+        for i in range(start, min(start + at_once, members)):
+          for layer in self._layers:
+            rows[i] += self._rows(probe, layer, (i, layer), correct)
+    return rows
+
+  def _members_at_once(self, params_M, probe):
+    """How many members' features are held at once, in parts as alike as can be."""
+    members = len(jax.tree.leaves(params_M)[0])
+    side = probe.test.image_size
+    images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    like = jax.eval_shape(self._extract(members=True), params_M, images)
+    width = sum(like[layer].shape[-1] for layer in self._layers)
+    parts = -(-4 * width * (len(probe.pool) + len(probe.test)) * members // _HELD)
+    return -(-members // min(parts, members))
+
+  def _extract(self, members):
     deepest = self._layers[-1]
-    extract = _extract(self._context.apply, "logits" if deepest == "pre_logits" else deepest)
+    return _extract(self._context.apply, "logits" if deepest == "pre_logits" else deepest, members)
+
+  def features(self, params, examples, indices, members=False):
+    """Returns `{layer: (n, D) float32}`, by depth, of these examples of a `Prepared`.
+
+    Of `members`, whose parameters are stacked: (M, n, D).
+    """
+    extract = self._extract(members)
     features, waiting, start = {}, collections.deque(), 0
 
     def fetch():
       part, at, n = waiting.popleft()
       for layer, x_BD in part.items():
         if layer not in features:
-          features[layer] = np.empty((len(indices), x_BD.shape[1]), np.float32)
-        features[layer][at:at + n] = self._context.fetch(x_BD)[:n]
+          *stacked, _, width = x_BD.shape
+          features[layer] = np.empty((*stacked, len(indices), width), np.float32)
+        features[layer][..., at:at + n, :] = self._context.fetch(x_BD)[..., :n, :]
 
     for batch in pipeline.batches(examples, indices, self._context.batch_size,
                                   self._context.process):
@@ -207,7 +246,17 @@ class FewShot:
     return features
 
   def solve(self, probe, train, test):
-    """Returns `{(layer, shots): right predictions (seeds, strengths)}` of one of `probes`."""
+    """Fits and tests all probes of one of `probes`, many layers at once.
+
+    Args:
+      probe: which.
+      train: `{layer: (n, D)}`, features of its pool; or of any other keys, such as
+        (member, layer).
+      test: the same of its test split.
+
+    Returns:
+      `{(layer, shots): right predictions (seeds, strengths)}`.
+    """
     correct = {}
     labels = np.asarray(probe.test.labels)
     widest = max(x_PD.shape[1] for x_PD in train.values())
@@ -223,10 +272,10 @@ class FewShot:
         correct |= {(layer, shots): counts_SL for layer, counts_SL in zip(layers, counts_KSL)}
     return correct
 
-  def _rows(self, probe, layer, correct):
+  def _rows(self, probe, layer, key, correct):
     for shots in self._shots:
       short = probe.fewest < shots
-      for seed, draws, correct_L in zip(self._seeds, probe.indices(shots), correct[layer, shots]):
+      for seed, draws, correct_L in zip(self._seeds, probe.indices(shots), correct[key, shots]):
         for l2, right in zip(self._l2, correct_L):
           told = {"value": int(right) / len(probe.test), "status": "ok",
                   "reason": f"smallest class has {probe.fewest} examples" if short else None}
@@ -269,3 +318,4 @@ def _stacked(features, padded):
 
 _IN_FLIGHT = 4  # batches that the device may work on while an earlier one's features are copied
 _AT_ONCE = 10**9  # bytes of features that are solved at once
+_HELD = 4 * 10**9  # bytes of features of a population that are held on the host at once

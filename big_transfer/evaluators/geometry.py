@@ -17,6 +17,7 @@ they stay, with a negative margin, so that a quantile is one of all examples.
 
 Shapes: B examples of a batch, N of all, D width at the head, K classes; (B, …) unpooled.
 """
+import collections
 import functools
 import numbers
 
@@ -33,8 +34,10 @@ from big_transfer.models import parts as parts_lib
 
 
 @functools.lru_cache(maxsize=16)  # one compiled function serves all runs of one model
-def _measure(apply):
+def _measure(apply, members=False):
   """Returns `measure(params, batch) -> (gap_B, {layer: {...}})`, jitted.
+
+  With `members` it takes stacked parameters, and all that it returns has their axis in front.
 
   `gap_B` is f_y − f_j. Of each layer: `norm`, (B,), of the gradient of each example's gap, and of
   the activations of the examples that the mask counts `mean`, over the batch, and `spread`, the
@@ -64,7 +67,7 @@ def _measure(apply):
     return gap_B, {layer: {"norm": _norms(gradients[layer]), **_moments(x, batch["mask"])}
                    for layer, x in activations.items()}
 
-  return jax.jit(measure)
+  return jax.jit(jax.vmap(measure, in_axes=(0, None)) if members else measure)
 
 
 def _unpooled(sown):
@@ -112,6 +115,27 @@ class _Variance:
 
   def value(self):
     return float(self._spread / self._count)
+
+
+class _Gathered:
+  """What is known of one model, batch by batch."""
+
+  def __init__(self):
+    self._gaps = []
+    self._norms, self._variances = collections.defaultdict(list), collections.defaultdict(_Variance)
+
+  def add(self, count, gap_B, by_layer):
+    """Adds what `_measure` says of a batch of `count` examples and what fills it up."""
+    self._gaps.append(gap_B[:count])
+    for layer, found in by_layer.items():
+      self._norms[layer].append(found["norm"][:count])
+      self._variances[layer].add(count, found["mean"], found["spread"])
+
+  def value(self):
+    """Returns f_y − f_j, (N,), and `{layer: (norms_N, total variance)}` in order of depth."""
+    return np.concatenate(self._gaps), {
+        layer: (np.concatenate(self._norms[layer]), self._variances[layer].value())
+        for layer in sorted(self._norms, key=parts_lib.depth)}
 
 
 @jax.jit
@@ -167,11 +191,20 @@ class Geometry:
     self._indices = _draw(np.arange(len(self._prepared)) if pool is None else pool, examples, seed)
 
   def rows(self, params):
+    [gathered] = self._gather(params)
+    yield from self._told(gathered, jax.device_get(_sums_of_squares(params)))
+
+  def rows_members(self, params_M):
+    squares = jax.device_get(jax.vmap(_sums_of_squares)(params_M))
+    return [list(self._told(gathered, {name: value_M[i] for name, value_M in squares.items()}))
+            for i, gathered in enumerate(self._gather(params_M, members=True))]
+
+  def _told(self, gathered, squares):
     shared = {"evaluator": "geometry", "task": self._context.upstream.name, "variant": "full",
               "setting": "upstream", "status": "ok"}
     measured = {**shared, "split": self._split, "examples_used": len(self._indices),
                 "seed": self._seed}
-    gaps_N, by_layer = self._gather(params)
+    gaps_N, by_layer = gathered.value()
     for layer, (norms_N, variance) in by_layer.items():
       margins_N = _ratio(gaps_N, norms_N)
       unreached = int(np.isinf(margins_N).sum())
@@ -188,26 +221,22 @@ class Geometry:
         yield _row(measured, why, layer=layer, quantile=q, metric="margin_normalised", value=value)
       yield _row(measured, "the activations are not finite", layer=layer, metric="total_variance",
                  value=variance)
-    for (layer, group), value in _l2_norms(params).items():
+    for (layer, group), value in _l2_norms(squares).items():
       yield {**shared, "layer": layer, "group": group, "metric": "l2_norm", "value": value}
 
-  def _gather(self, params):
-    """Returns f_y − f_j, (N,), and `{layer: (norms_N, total variance)}` in order of depth."""
-    measure = _measure(self._context.apply)
-    gaps, norms, variances, left = [], {}, {}, len(self._indices)
+  def _gather(self, params, members=False):
+    """Returns a list of `_Gathered`, one a member."""
+    measure = _measure(self._context.apply, members)
+    gathered, left = collections.defaultdict(_Gathered), len(self._indices)
     for batch in pipeline.batches(self._prepared, self._indices, self._context.batch_size,
                                   self._context.process):
       self._context.check()
       n = min(self._context.batch_size, left)  # of all processes
       left -= n
-      gap_B, by_layer = self._context.fetch(measure(params, self._context.put(batch)))
-      gaps.append(gap_B[:n])
-      for layer, found in by_layer.items():
-        norms.setdefault(layer, []).append(found["norm"][:n])
-        variances.setdefault(layer, _Variance()).add(n, found["mean"], found["spread"])
-    return np.concatenate(gaps), {
-        layer: (np.concatenate(norms[layer]), variances[layer].value())
-        for layer in sorted(norms, key=parts_lib.depth)}
+      found = self._context.fetch(measure(params, self._context.put(batch)))
+      for i in range(len(found[0]) if members else 1):
+        gathered[i].add(n, *(jax.tree.map(lambda x, i=i: x[i], found) if members else found))
+    return list(gathered.values())
 
 
 def _draw(pool, examples, seed):
@@ -238,9 +267,8 @@ def _row(shared, why, *, value, **columns):
   return {**shared, **columns, "value": None, "status": "non-finite", "reason": why}
 
 
-def _l2_norms(params):
+def _l2_norms(squares):
   """`{(layer, group): norm}` in order of depth; group "all" is a layer's whole."""
-  squares = jax.device_get(_sums_of_squares(params))
   sums = {}
   for name, part in parts_lib.parts(squares).items():
     for group in "all", part.group:
