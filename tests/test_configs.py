@@ -22,8 +22,7 @@ TOY = {"upstream": dict(name="toy", source="fractals",
 
 
 def _prepared(config):
-  settings = configuring.build(train_lib.Settings, configuring.plain(config), "")
-  return train_lib._prepare(settings, lambda: None)
+  return train_lib._prepare([({"config": config}, None)], lambda: None)
 
 
 def test_all_configs_are_listed_here():

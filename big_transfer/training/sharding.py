@@ -103,8 +103,14 @@ def make_mesh(axes=None, devices=None, members=None) -> Mesh:
   """
   devices = jax.devices() if devices is None else devices
   sizes = axis_sizes(axes, len(devices), members)
-  mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes),
-                       axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+  types = (AxisType.Auto,) * len(sizes)
+  if jax.process_count() == 1:
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+  else:
+    # Process by process, so that of a batch each holds the contiguous part that it reads. Left to
+    # itself JAX follows the wires of a TPU slice, on which a host's chips are a block of a torus.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    mesh = Mesh(np.reshape(ordered, tuple(sizes.values())), tuple(sizes), axis_types=types)
   processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
   for i, name in enumerate(sizes):
     if name not in ("data", "fsdp") and (processes.min(axis=i) != processes.max(axis=i)).any():
@@ -190,7 +196,8 @@ def batched(mesh, members=False):
 
   With `members` it runs over the members of a population, and the second over examples.
   """
-  axes = tuple(name for name in ("data", "fsdp") if name in mesh.shape) or None
+  # In the mesh's order: a process's devices then hold neighbouring examples.
+  axes = tuple(name for name in mesh.shape if name in ("data", "fsdp")) or None
   return NamedSharding(mesh, PartitionSpec(*["population"] * members, axes))
 
 
@@ -217,6 +224,12 @@ def example_shards(mesh):
   """Into how many parts the examples of a batch are split over a mesh, or axes of these sizes."""
   sizes = getattr(mesh, "shape", mesh)
   return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
+def whole_batch(examples, mesh):
+  """The least number of examples, no fewer than these, that splits evenly over a mesh."""
+  shards = example_shards(mesh)
+  return -(-examples // shards) * shards
 
 
 class _Split(NamedTuple):

@@ -31,7 +31,7 @@ def get_config(model="resnet"):
   config.fit = "squash"
   config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
   config.mesh = dict(data=-1)
-  config.sharding = ()
+  config.sharding = None
   config.loss = "softmax_xent"
   config.label_smoothing = 0.0
   config.optim = dict(
@@ -45,6 +45,6 @@ def get_config(model="resnet"):
                   layers=("pre_logits",), tasks=("omniglot_small", "digits")))
   config.log_every = 50
   config.checkpoint = dict(every=500, keep=2)
-  config.sinks = ()  # or ("tensorboard", "wandb")
+  config.sinks = None  # or "tensorboard", "wandb"
   config.profile = None
   return config

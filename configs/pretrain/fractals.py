@@ -34,7 +34,7 @@ def get_config(model="vit"):
   config.fit = "squash"
   config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
   config.mesh = dict(data=-1)
-  config.sharding = ()
+  config.sharding = None
   config.loss = "softmax_xent"
   config.label_smoothing = 0.0
   config.optim = dict(
@@ -48,6 +48,6 @@ def get_config(model="vit"):
                   layers=("pre_logits",), tasks=("fractals_unseen", "digits", "sprites_location")))
   config.log_every = 20
   config.checkpoint = dict(every=100, keep=2)
-  config.sinks = ()  # or ("tensorboard", "wandb")
+  config.sinks = None  # or "tensorboard", "wandb"
   config.profile = None
   return config

@@ -220,3 +220,24 @@ def test_whatever_wandb_raises_is_one_warning_and_the_others_go_on(
   assert [step for step, _ in _curves(tmp_path)[0]["train/loss"]] == [1, 2, 3]
   said = capsys.readouterr().err
   assert said.count("warning") == 1 and "'wandb'" in said and "the cloud is gone" in said
+
+
+def test_the_loop_shows_what_it_records_and_traces_what_is_asked_for(tmp_path):
+  from big_transfer import train
+  from tests import toy
+  config = dict(sinks=("tensorboard",), profile=(1, 2),
+                evals=dict(upstream=dict(kind="classification", every=4)))
+  train.train(toy.config(**config), tmp_path / "shown")
+  curves, text = _curves(tmp_path / "shown")
+  rows = records.read_rows(tmp_path / "shown")
+  assert curves["upstream/accuracy"] == [
+      (row["step"], round(row["value"], 5)) for row in rows
+      if (row["evaluator"], row["metric"]) == ("upstream", "accuracy")]
+  assert [step for step, _ in curves["train/loss"]] == [2, 4, 6]
+  assert "optim.lr = 0.01" in text
+  assert list((tmp_path / "shown/profile/step_1").glob("plugins/profile/*/*.xplane.pb"))
+  # Neither is part of what the run is.
+  train.train(toy.config(evals=config["evals"]), tmp_path / "alone")
+  assert (tmp_path / "alone/metrics.jsonl").read_bytes() == (
+      tmp_path / "shown/metrics.jsonl").read_bytes()
+  assert records.read_run(tmp_path / "alone")["id"] == records.read_run(tmp_path / "shown")["id"]
