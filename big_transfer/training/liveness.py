@@ -11,10 +11,11 @@ never exist. Those that do are counted here:
 
 Each is alive from the operation that makes it to the last one that reads it, through whatever was
 merged. The order is that of the trace and buffers are packed without gaps: both are the compiler's
-to do better or worse. XLA on CPUs differs in two ways, which `cpu` follows: it computes bfloat16 in
-float32, and a sum of products reads two arrays that exist, even if one repeats a vector.
-
-Operations that are equal are one, but not across the border of what is rematerialised.
+to do better or worse. Operations that are equal are one, but not across the border of what is
+rematerialised. XLA on CPUs differs, and `cpu` follows it: it computes bfloat16 in float32; a sum of
+products reads two arrays that exist, even if one repeats a vector; rematerialised operations are
+found equal to the first ones, unless a loop stands between; and outside of loops gradients are
+split over devices late.
 """
 import collections
 import dataclasses
@@ -33,7 +34,7 @@ _LOOPS = frozenset(("scan", "while", "cond"))
 # Operations that stand alone: what they read and what they return exists.
 _ALONE = _CONTRACTIONS | _LOOPS | frozenset(
     "cholesky cumlogsumexp cummax cummin cumprod cumsum custom_call eigh ffi_call fft gathered "
-    "random_bits random_fold_in random_seed random_split random_unwrap random_wrap "
+    "resharded random_bits random_fold_in random_seed random_split random_unwrap random_wrap "
     "reduce_precision reduce_window reduce_window_max reduce_window_sum scatter scatter-add "
     "scatter_add select_and_gather_add select_and_scatter_add sort threefry2x32 top_k "
     "triangular_solve".split())
@@ -105,25 +106,34 @@ class _Trace:
     env = dict(zip(jaxpr.invars, inputs))
     env.update((var, self.value(var.aval, given=True)) for var in jaxpr.constvars)
     for eqn in jaxpr.eqns:
-      ins = [self.value(a.aval, given=True) if isinstance(a, core.Literal) else env[a]
-             for a in eqn.invars]
+      ins = [self._literal(a) if isinstance(a, core.Literal) else env[a] for a in eqn.invars]
       inner = None if eqn.primitive.name in _LOOPS else next(
           (eqn.params[key] for key in _INNER if key in eqn.params), None)
       if inner is None:
         outs = self._add(eqn.primitive.name, eqn.params, ins, [v.aval for v in eqn.outvars], scope)
       else:
         inside = scope
-        if eqn.params.get("differentiated"):  # what is rematerialised
+        if eqn.params.get("differentiated") and not self.cpu:  # what is rematerialised
           inside = len(self.operations) + 1
           ins = [self._one("optimization_barrier", {}, i, i.shape, inside) for i in ins]
         outs = self.inline(getattr(inner, "jaxpr", inner), ins, inside)
       env.update(zip(eqn.outvars, outs))
-    return [self.value(v.aval, given=True) if isinstance(v, core.Literal) else env[v]
-            for v in jaxpr.outvars]
+    return [self._literal(v) if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
+
+  def _literal(self, literal):
+    key = ("literal", repr(literal.val), repr(literal.aval))
+    if key not in self._equal:
+      self._equal[key] = self.value(literal.aval, given=True)
+    return self._equal[key]
 
   def _add(self, name, params, ins, avals, scope):
     if name in _LOOPS:
       return self._add_loop(name, params, ins, avals, scope)
+    if name == "sharding_constraint":
+      [split] = splits.propagate(name, params, [ins[0].split], [ins[0].shape], [ins[0].shape], {})
+      if split == ins[0].split:
+        return ins
+      name = "resharded"  # a gradient, each device's share of which is summed at once
     if name in _BROADCASTING:
       ins = [self._one("broadcast_in_dim", {"broadcast_dimensions": range(len(i.shape))}, i,
                        avals[0].shape, scope) if i.shape and i.shape != avals[0].shape else i
@@ -133,7 +143,7 @@ class _Trace:
              if any(splits.GATHERED in axes for axes in i.split) else i for i in ins]
     # Values are told apart by identity: equal operations on the same ones are one.
     key = (name, scope, tuple(map(id, ins)), repr(params), repr(avals))
-    if key in self._equal and not any(i.given and not i.shape for i in ins):
+    if key in self._equal:
       return self._equal[key].outs
     found = splits.propagate(name, params, [i.split for i in ins], [i.shape for i in ins],
                              [getattr(a, "shape", ()) for a in avals], self.sizes)
@@ -146,7 +156,7 @@ class _Trace:
   def _one(self, name, params, value, shape, scope):
     """One of the operations that stand in no jaxpr."""
     key = (name, scope, id(value), shape)
-    if key not in self._equal:
+    if key not in self._equal or name == "gathered":  # which is done anew for each use
       split = value.split
       if name == "gathered":
         split = splits.without(split, splits.GATHERED)
@@ -205,15 +215,17 @@ def peak(jaxpr, given, sizes, *, in_place, cpu=False):
   Returns:
     `Peak`.
   """
-  return _analyse(jaxpr, given, sizes, cpu, in_place)[0]
+  return _analyse(jaxpr, given, sizes, cpu, in_place, nested=False)[0]
 
 
-def _analyse(jaxpr, given, sizes, cpu, in_place=0):
+def _analyse(jaxpr, given, sizes, cpu, in_place=0, nested=True):
   """Returns the `Peak` and the splits of the outputs."""
   trace = _Trace(sizes, cpu)
   inputs = [trace.value(v.aval, split, given=True) for v, split in zip(jaxpr.invars, given)]
   outputs = trace.inline(jaxpr, inputs)
   operations = _needed(trace.operations, outputs)
+  if nested or not cpu:
+    operations = _reshard_early(operations)
   for operation in operations:
     for value in operation.ins:
       value.readers.append(operation)
@@ -229,6 +241,28 @@ def _needed(operations, outputs):
       kept.append(operation)
       needed.update(map(id, operation.ins))
   return kept[::-1]
+
+
+def _reshard_early(operations):
+  """Sums over devices stand last in a trace; a compiler does them as soon as a gradient is there.
+
+  Where a loop stacks gradients, it does them within the loop.
+  """
+  after, moved = collections.defaultdict(list), set()
+  for operation in operations:
+    if operation.name == "resharded":
+      chain, value = [operation], operation.ins[0]
+      while value.maker is not None and value.maker.name in _VIEWS | {"slice", "transpose"}:
+        chain.append(value.maker)
+        value = value.maker.ins[0]
+      split = operation.outs[0].split
+      if value.maker is not None and value.maker.name == "scan":
+        if len(value.shape) == len(split) + 1:
+          value.split = (splits.NONE, *split)
+      elif value.maker is not None:
+        after[value.maker] += [op for op in reversed(chain) if op not in moved]
+        moved.update(chain)
+  return [op for first in operations if first not in moved for op in (first, *after[first])]
 
 
 def _source(value):
@@ -298,8 +332,13 @@ def _most(operations, in_place, trace):
   for i, operation in enumerate(operations):
     sizes = [trace.bytes(value) for value in made[i]]
     free = [trace.bytes(value) for value in dying[i] if value not in made[i]]
-    # An elementwise operation writes over what it is the last to read.
-    over = sizes[0] if sizes and sizes[0] in free and operation.name not in _ALONE | _SUMS else 0
+    if operation.name == "scan":  # what it carries stays where it is
+      first, carries = operation.params["num_consts"], operation.params["num_carry"]
+      carried = set(map(_source, operation.ins[first:first + carries]))
+      over = sum(trace.bytes(value) for value in dying[i] if value in carried)
+    else:  # an elementwise operation writes over what it is the last to read
+      elementwise = sizes and operation.name not in _ALONE | _SUMS
+      over = sizes[0] if elementwise and sizes[0] in free else 0
     live += sum(sizes)
     kept += sum(size for value, size in zip(made[i], sizes) if value.last > update)
     total = live - over + operation.inner.bytes

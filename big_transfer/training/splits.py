@@ -55,7 +55,7 @@ def propagate(name, params, splits, shapes, out_shapes, sizes):
     out_shapes: of its results.
     sizes: of the axes.
   """
-  if name == "sharding_constraint":
+  if name in ("sharding_constraint", "resharded"):
     return [of_spec(params["sharding"].spec, out_shapes[0])]
   if not any(any(split) for split in splits):
     return [whole(shape) for shape in out_shapes]
@@ -125,5 +125,11 @@ def _concatenate(params, splits, shapes, out, sizes):
   return tuple(NONE if i == params["dimension"] else axes for i, axes in enumerate(joined))
 
 
+def _stack(params, splits, shapes, out, sizes):
+  del shapes, out, sizes
+  joined = union(splits)
+  return (*joined[:params["axis"]], NONE, *joined[params["axis"]:])
+
+
 _RULES = {"dot_general": _dot, "reshape": _reshape, "transpose": _transpose,
-          "broadcast_in_dim": _broadcast, "squeeze": _squeeze, "concatenate": _concatenate}
+          "broadcast_in_dim": _broadcast, "squeeze": _squeeze, "concatenate": _concatenate, "stack": _stack}
