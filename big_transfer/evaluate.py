@@ -290,6 +290,9 @@ def _is_done(job):
 
 def _prepare(job, stop_check):
   """Builds the evaluators and reads the parameters."""
+  if jax.process_count() > 1:
+    raise ValueError(f"evaluate is one process's work, here are {jax.process_count()}: start it in "
+                     "one, without jax.distributed")
   s, outputs = job.settings, job.origin.classes
   net = program_lib.network(model=s.model, classes=outputs, image_size=s.image_size)
   mesh = sharding.make_mesh(s.mesh)
@@ -315,7 +318,8 @@ def _prepare(job, stop_check):
             f"labels of '{data.name}'", flush=True)
   context = evaluators.Context(
       apply=net.apply, put=lambda batch: sharding.put_batch(batch, mesh), check=stop_check,
-      prepare=data.prepare, layers=net.layers, batch_size=s.eval_batch_size,
+      prepare=data.prepare, layers=net.layers,
+      batch_size=sharding.whole_batch(s.eval_batch_size, mesh),
       upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test,
                                    objectives.LOSSES[s.loss]))
   always = {name: {**section, "every": 1} for name, section in s.evals.items()}

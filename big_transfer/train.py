@@ -13,6 +13,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from big_transfer import evaluators
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.runs import sinks
+from big_transfer.training import hosts
 from big_transfer.training import interrupts as interrupts_lib
 from big_transfer.training import members as members_lib
 from big_transfer.training import optim
@@ -128,15 +130,20 @@ def train_population(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   _check_alike(runs)
   with contextlib.ExitStack() as on_exit:
     interrupts = on_exit.enter_context(interrupts_lib.Interrupts())
-    opened = [on_exit.enter_context(records.Record(run["workdir"])) for run in runs]
-    begun = [(run, record) for run, record in zip(runs, opened) if not members_lib.is_done(
-        record, run["config"], run.get("allow_changes", False))]
+    on_exit.enter_context(hosts.quiet())
+    opened = [on_exit.enter_context(hosts.first_main(
+        functools.partial(records.Record, run["workdir"]),
+        functools.partial(records.Follower, run["workdir"]))) for run in runs]
+    done = hosts.on_main(lambda: [members_lib.is_done(
+        record, run["config"], run.get("allow_changes", False))
+                                  for run, record in zip(runs, opened)])
+    begun = [pair for pair, is_done in zip(zip(runs, opened), done) if not is_done]
     for record in opened:
       if record not in [record for _, record in begun]:
         print(f"{record.folder} is finished already; nothing to do", flush=True)
     if begun:
       _train(begun, interrupts)
-    return [records.read_run(record.folder) for record in opened]
+    return hosts.on_main(lambda: [records.read_run(record.folder) for record in opened])
 
 
 def population_key(config: Mapping[str, Any]) -> str:
@@ -168,12 +175,13 @@ def _train(begun, interrupts):
         on_exit.enter_context(member.saved_by(group.saving))
       state, step = _start(group)
       batches = on_exit.enter_context(contextlib.closing(members_lib.Batches(
-          group.members, group.data, step, (jax.process_index(), jax.process_count()))))
+          group.members, group.data, step, hosts.process())))
       progress = progress_lib.Progress(group.total_steps, step, group.settings.batch_size,
                                        len(group.members))
       clock["start"] += time.time() - started
       in_flight = collections.deque()
-      profiler = profiling.Profiler(group.settings.profile, group.members[0].record.folder)
+      profiler = profiling.Profiler(group.settings.profile if hosts.is_main() else None,
+                                    group.members[0].record.folder)
       on_exit.callback(profiler.close)
       while True:
         _evaluate(group, state, step, progress, clock)
@@ -258,7 +266,8 @@ def _prepare(begun, stop_check):
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
       check=stop_check, prepare=data.prepare,
       upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test, program.loss),
-      layers=program.layers, batch_size=settings.eval_batch_size)
+      layers=program.layers, fetch=hosts.fetch, process=hosts.process(),
+      batch_size=sharding.whole_batch(settings.eval_batch_size, program.mesh))
   return _Group(
       settings=settings, members=members, program=program, data=data,
       evaluators=evaluators.build(settings.evals, context, build),
@@ -284,6 +293,7 @@ def _program_arguments(settings):
 def _start(group):
   """Returns the state to go on from and its step."""
   members, program = group.members, group.program
+  hosts.on_main(lambda: members[0].checkpoints.check_space(program.like, len(members)))
   state = members_lib.resume(members, program, group.total_steps)
   if state is None:
     seeds = [np.uint32(member.settings.seed) for member in members]
@@ -381,15 +391,25 @@ def main(argv=None):
   parser.add_argument("--workdir", required=True, help="the run's folder; made or continued")
   parser.add_argument("--allow_changes", action="store_true",
                       help="continue though length, logging or saving was changed")
+  parser.add_argument("--distributed", action="store_true",
+                      help="one run of many processes, each started with this command; on TPU "
+                           "slices and under Slurm JAX finds them, elsewhere by the variables "
+                           "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID")
+  parser.add_argument("--heartbeat_seconds", type=float, default=60,
+                      help="with --distributed: a process not heard of for so long is given up, "
+                           "and all end (default: 60)")
+  parser.add_argument("--start_seconds", type=float, default=300,
+                      help="with --distributed: how long to wait for all to come (default: 300)")
   args = parser.parse_args(others)
   try:
-    config = configuring.load(args.config)
-    overrides = configuring.parse_values(config, texts)
-    run = train(configuring.override(config, overrides), args.workdir,
-                config_name=args.config, overrides=overrides, allow_changes=args.allow_changes)
+    with (hosts.joined(args.heartbeat_seconds, args.start_seconds) if args.distributed
+          else contextlib.nullcontext()):
+      config = configuring.load(args.config)
+      overrides = configuring.parse_values(config, texts)
+      run = train(configuring.override(config, overrides), args.workdir,
+                  config_name=args.config, overrides=overrides, allow_changes=args.allow_changes)
   except (ValueError, OSError, ArithmeticError) as e:
-    notes = [note for note in getattr(e, "__notes__", ()) if note.startswith("in evaluator")]
-    sys.exit("\n  ".join([f"error: {e}", *notes]))
+    sys.exit(hosts.told(e))
   except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
   if run["status"] == "interrupted":

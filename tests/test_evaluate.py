@@ -349,7 +349,7 @@ def test_an_evaluation_is_no_run_and_names_its_own(run, tmp_path, capsys):
      "did you mean 'evals.geometry.examples'"),
     (["--workdir", "RUN", "--config.evals.probes.shots=ten"], "few-shot shots is 'ten'"),
     (["--workdir", "RUN", "--config.evals.probes.kind=fewshots"], "expected one of .*'fewshot'"),
-    (["--workdir", "RUN", "--config.eval_batch_size=60"], "expected a multiple of 8"),
+    (["--workdir", "RUN", "--config.eval_batch_size=0"], "a whole number, at least 1"),
     (["--workdir", "RUN", "--config.mesh.data=3"], "devices, here are 8"),
     (["--workdir", "RUN", "--config.evals={}"], "nothing to evaluate.*--evals"),
 ])

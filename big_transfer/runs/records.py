@@ -4,6 +4,9 @@
     run.json                  identity, model, versions, status, wall seconds; rewritten atomically
     metrics.jsonl             one JSON object a measured value: ROW_COLUMNS, absent keys are null
     metrics.discarded.jsonl   rows that a resumed run measured again, from after its checkpoint
+    checkpoints/              one folder a step, see `training.checkpoint`
+    checkpoints.bad/          those found damaged, kept for a look
+    checkpoints.discarded/    good ones that a run of a population had beyond their common step
     evaluations/              records of evaluations made afterwards, each a folder as this one
     .lock                     held by the process that writes here
 
@@ -203,6 +206,43 @@ class Record:
       self.truncate(data.rfind(b"\n") + 1)
 
 
+class Follower:
+  """What a Record is to processes that write nothing: main writes the same run.
+
+  Attributes:
+    folder: the run's folder, an absolute path.
+  """
+
+  def __init__(self, workdir: str | os.PathLike):
+    self.folder = pathlib.Path(workdir).expanduser().absolute()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+  def write_config(self, config: Mapping[str, Any]) -> None:
+    """Writes nothing."""
+
+  def update_run(self, **fields) -> None:
+    """Writes nothing."""
+
+  def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes nothing, but makes the rows, as others wait for the computations behind them."""
+    for _ in rows:
+      pass
+
+  def length(self) -> int:
+    """Returns 0: main's is what a checkpoint stores."""
+    return 0
+
+  def truncate(self, length: int) -> int:
+    """Moves nothing; returns 0."""
+    del length
+    return 0
+
+
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
   """Returns the content of a folder's config.json; raises as `read_run` does."""
   return _read_json(pathlib.Path(folder) / CONFIG)
@@ -332,9 +372,15 @@ def _locked(path):
   except OSError as error:
     warnings.warn(f"'{path.parent}' is on a file system without locks ({error}): make sure that "
                   "only one process writes there", stacklevel=3)
-  file.truncate(0)
-  file.write(f"{os.getpid()}\n")
-  file.flush()
+  try:
+    with _told(f"write to '{path}'"):
+      file.truncate(0)
+      file.write(f"{os.getpid()}\n")
+      file.flush()
+  except BaseException:
+    with contextlib.suppress(OSError):  # what couldn't be written, closing tries again
+      file.close()
+    raise
   return file
 
 

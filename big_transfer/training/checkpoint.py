@@ -6,15 +6,20 @@ is good when its manifest is there and all its files hash as it says: Orbax alon
 flipped bit without a word. Restoring takes the newest good one; those found bad are moved to
 `checkpoints.bad/`, never deleted. No code is ever executed by loading (no pickle).
 
-`Checkpoints` belongs to the process that trains. Others use `read`, which changes nothing in the
-folder, whoever may be writing there.
+`Checkpoints` belongs to the processes that train, of which all save and restore their parts of the
+arrays, whatever the number of processes that wrote them; which checkpoint is good main alone finds
+out, and tells the others. Who else wants to read takes `read`, which changes nothing in the folder,
+whoever may be writing there.
 """
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import NamedTuple
 
 import jax
@@ -22,13 +27,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from big_transfer import trees
+from big_transfer.training import hosts
 
 MANIFEST = "manifest.json"
+DISCARDED = ".discarded"  # after the folder's name: good checkpoints from beyond a common step
 FORMAT = 1
 
 
 class CheckpointError(ValueError):
   """A checkpoint that can't serve; the message says which, why, and what to do."""
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which is told when to save."""
+
+  def reached_preemption(self, step):
+    """Leaves JAX's count of polls to `hosts.stop`; Orbax's, of steps, would garble it."""
+    del step
+    return False
 
 
 class Checkpoints:
@@ -45,9 +61,10 @@ class Checkpoints:
                        "checkpoint has one to fall back to")
     self._folder = pathlib.Path(folder).absolute()
     self._bad = self._folder.with_name(self._folder.name + ".bad")
-    self._saving = None
+    self._saving, self._keep = None, keep
+    hosts.on_main(self._make_folder)
     policies = ocp.checkpoint_managers
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
         self._folder,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.LatestN(keep),
@@ -59,6 +76,8 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, error, trace):
+    if error is not None and jax.process_count() > 1:
+      return  # a process may be gone, for which closing would wait
     try:
       self.close()
     except CheckpointError as e:
@@ -74,24 +93,57 @@ class Checkpoints:
     """Starts saving `state` (a TrainState) and `meta` (a JSON-able dict); returns at once.
 
     Waits for the save before, whose error, if any, is raised here.
+
+    Raises:
+      CheckpointError: it, or the one before, could not be written.
     """
     self.wait()
     step = int(state.step)
     self._saving = step
     tree = _as_dict(state)
     meta = {"format": FORMAT, "shapes": trees.shapes(tree), **meta}
-    self._manager.save(step, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+    with self._told():
+      self._manager.save(step, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
 
   def wait(self):
     """Returns when nothing is being saved; raises what the save raised."""
-    try:
+    with self._told():
       self._manager.wait_until_finished()
-    except Exception as e:  # of many kinds, from a thread of Orbax's
+
+  @contextlib.contextmanager
+  def _told(self):
+    """Says of what Orbax raises which checkpoint is not there, and what to do."""
+    try:
+      yield
+    except Exception as e:  # of many kinds, some from a thread of Orbax's
       raise CheckpointError(
-          f"checkpoint {self._saving} could not be written to {self._folder}: {e}. Free space or "
-          "mend the permissions, then start the same command again: it continues from the last "
-          "good checkpoint") from e
+          f"checkpoint {self._saving} could not be written to {self._folder}: {_cause(e)}. Free "
+          "space or mend the permissions, then start the same command again: it continues from the "
+          "last good checkpoint") from e
+
+  def check_space(self, like, runs=1):
+    """Raises CheckpointError where the disk can't hold one more checkpoint; warns of too few.
+
+    As many as are kept lie there while the next is written.
+
+    Args:
+      like: see `restore`.
+      runs: how many save such states to that disk.
+    """
+    size = runs * _bytes(like)
+    free = shutil.disk_usage(self._folder).free
+    kept = min(len(self._manager.all_steps()), self._keep)
+    needed = (self._keep + 1 - kept) * size
+    told = (f"the disk of {self._folder} has {_mib(free)} free, {'each' if runs > 1 else 'a'} "
+            f"checkpoint takes {_mib(size // runs)}{f', of {runs} runs' if runs > 1 else ''}")
+    if free < size:
+      raise CheckpointError(f"{told}: no checkpoint could be written; free {_mib(size - free)} at "
+                            "least, or use a --workdir on another disk")
+    if free < needed:
+      print(f"warning: {told}, and {self._keep + 1} lie there while the last is written: free "
+            f"{_mib(needed - free)} more, or the run will stop at a save (it then continues once "
+            "there is space)", flush=True)
 
   def close(self):
     """Waits and lets go of the folder."""
@@ -100,8 +152,18 @@ class Checkpoints:
 
   def good(self):
     """Returns the steps of the checkpoints that are good, rising."""
-    return [step for step in sorted(self._manager.all_steps())
-            if _fault(self._folder / str(step)) is None]
+    return hosts.on_main(lambda: [step for step in sorted(self._manager.all_steps())
+                                  if _fault(self._folder / str(step)) is None])
+
+  def discard_after(self, at):
+    """Moves the checkpoints of later steps to `checkpoints.discarded/`: they are made again."""
+    def move():
+      for step in self._manager.all_steps():
+        if step > at:
+          self._set_aside(step, self._folder.with_name(self._folder.name + DISCARDED))
+
+    hosts.on_main(move)
+    self._manager.reload()
 
   def restore(self, like, at=None):
     """Restores the newest good checkpoint, or one that `good` found.
@@ -109,7 +171,7 @@ class Checkpoints:
     Args:
       like: a TrainState of `jax.ShapeDtypeStruct` with shardings: where each array is to go,
         whatever the devices it was saved from.
-      at: its step; later ones are moved to `checkpoints.discarded/`, to be made again.
+      at: its step; later ones are discarded, see `discard_after`.
 
     Returns:
       `(state, meta)`, or None where there is no checkpoint.
@@ -118,32 +180,55 @@ class Checkpoints:
       CheckpointError: checkpoints are there but none is good, or the newest good one is of
         another model or optimiser (the names that differ are listed).
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
     if at is not None:
-      for step in steps:
-        if step > at:
-          self._set_aside(step, self._folder.with_name(self._folder.name + ".discarded"))
+      self.discard_after(at)
       return self._read(at, like)
     reasons = []
-    for step in steps:
-      reason = _fault(self._folder / str(step))
-      if reason is None:
-        try:
-          return self._read(step, like)
-        except CheckpointError:
-          raise
-        except Exception as e:  # Orbax raises many kinds for a folder that it can't read
-          reason = f"can't be read ({type(e).__name__}: {e})"
-      reasons.append(f"checkpoint {step} {reason}")
-      logging.warning("%s; it was moved to %s, and the one before is used", reasons[-1],
-                      self._set_aside(step, self._bad))
-    if self._bad.is_dir() and any(self._bad.iterdir()):
+    while (step := hosts.on_main(lambda: self._newest_good(reasons))) is not None:
+      self._manager.reload()
+      try:
+        return self._read(step, like)
+      except CheckpointError:
+        raise
+      except Exception as e:  # Orbax raises many kinds for a folder that it can't read
+        if jax.process_count() > 1:
+          raise  # perhaps of this process alone, and the others are reading
+        self._part_with(step, f"can't be read ({type(e).__name__}: {e})", reasons)
+    if hosts.on_main(lambda: self._bad.is_dir() and any(self._bad.iterdir())):
       # Also when asked again: to begin anew is for the user to say.
       raise CheckpointError(
           f"no good checkpoint in {self._folder}{': ' if reasons else ''}{'; '.join(reasons)}. "
           f"What was found bad lies in {self._bad}. Put back a good copy, train in a new workdir, or "
           "remove that folder to begin this one anew")
     return None
+
+  def _newest_good(self, reasons):
+    """The step of the newest good checkpoint, None if there is none; sets bad ones aside."""
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      reason = _fault(self._folder / str(step))
+      if reason is None:
+        return step
+      self._part_with(step, reason, reasons)
+    return None
+
+  def _part_with(self, step, reason, reasons):
+    """Sets a bad checkpoint aside, and adds to `reasons` why."""
+    reasons.append(f"checkpoint {step} {reason}")
+    logging.warning("%s; it was moved to %s, and the one before is used", reasons[-1],
+                    self._set_aside(step, self._bad))
+
+  def _make_folder(self):
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      # Found out now, not hours later: a folder of somebody else's, a full or read-only disk.
+      with tempfile.TemporaryFile(dir=self._folder) as probe:
+        probe.write(b"\0" * 4096)
+        probe.flush()
+        os.fsync(probe.fileno())
+    except OSError as e:
+      raise CheckpointError(
+          f"checkpoints can't be written to {self._folder}: {e.strerror or e}; check that it is a "
+          "folder, is yours to write and that its disk has space, or use another --workdir") from e
 
   def _read(self, step, like):
     meta = self._manager.restore(
@@ -158,8 +243,7 @@ class Checkpoints:
     return like.replace(**restored), meta
 
   def _write_manifest(self):
-    if jax.process_index() != 0:
-      return
+    """Called in main alone, once all processes have written and before the folder is renamed."""
     [folder] = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
     text = json.dumps(_hashes(folder), indent=1)
     temporary = folder / (MANIFEST + ".tmp")
@@ -258,6 +342,25 @@ def _steps(folder):
   if not folder.is_dir():
     return []
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _bytes(like):
+  """What the arrays of a state take, all processes' together."""
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+
+
+def _mib(size):
+  return f"{size / 2**20:,.1f} MiB"
+
+
+def _cause(error):
+  """The line of Orbax's error, which may quote a trace, that says why a file wasn't written."""
+  seen = []
+  while error is not None and error not in seen:
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  known = [e for e in seen if isinstance(e, OSError) and e.strerror]
+  return known[-1].strerror if known else str(seen[0]).splitlines()[0]
 
 
 def _fault(folder):

@@ -1,6 +1,13 @@
-"""SIGINT and SIGTERM as a wish to stop: the loop finishes its step, saves and leaves."""
+"""SIGINT and SIGTERM as a wish to stop: the loop finishes its step, saves and leaves.
+
+Of many processes one that gets a signal stops all, at the same step: see `hosts.stop`.
+"""
 import signal
 import threading
+
+import jax
+
+from big_transfer.training import hosts
 
 
 class Interrupted(Exception):
@@ -11,17 +18,19 @@ class Interrupts:
   """Within `with Interrupts() as interrupts`, `interrupts.signal` is the name of what came.
 
   A second SIGINT is an ordinary KeyboardInterrupt. Outside the main thread, where Python allows
-  no handlers, nothing is ever received.
+  no handlers, nothing is ever received. All processes have to ask equally often.
   """
 
   def __init__(self):
     self.signal = None
     self.number = None
+    self._many, self._announced = jax.process_count() > 1, False
     self._before = {}
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
+      # With many, SIGTERM is JAX's: a handler of ours would keep it from telling the others.
+      for number in (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM):
         self._before[number] = signal.signal(number, self._receive)
     return self
 
@@ -31,6 +40,8 @@ class Interrupts:
 
   def poll(self):
     """Returns the name of the signal that came, None while there was none."""
+    if self._many and not self.signal and (number := hosts.stop()):
+      self.signal, self.number = signal.Signals(number).name, number
     return self.signal
 
   def check(self):
@@ -40,6 +51,10 @@ class Interrupts:
 
   def _receive(self, number, frame):
     del frame
-    if self.signal and number == signal.SIGINT:
+    if (self.signal or self._announced) and number == signal.SIGINT:
       raise KeyboardInterrupt
+    if self._many:
+      self._announced = True
+      hosts.announce(number)
+      return
     self.signal, self.number = signal.Signals(number).name, number

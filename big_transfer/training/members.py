@@ -3,7 +3,6 @@
 A run alone is a group of one. What members of a population may differ in is `ARRAY_VALUED`: all
 else is compiled into the program that they share.
 """
-import jax
 import numpy as np
 
 from big_transfer.data import pipeline
@@ -12,6 +11,7 @@ from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.runs import sinks
 from big_transfer.training import checkpoint
+from big_transfer.training import hosts
 from big_transfer.training import optim
 from big_transfer.training import schedules
 from big_transfer.training import settings as settings_lib
@@ -64,8 +64,9 @@ class Member:
     """Writes what is known before the first step; returns the timings of the processes before."""
     record, asked = self.record, self._asked
     record.write_config(asked["config"])  # not before it is known to be good: see `is_done`
-    if (record.folder / records.RUN).exists():
-      self._before = records.read_run(record.folder)
+    # As main found it: the others would perhaps read what main writes next.
+    self._before = hosts.on_main(lambda: records.read_run(record.folder) if (
+        record.folder / records.RUN).exists() else {})
     record.update_run(
         id=configuring.identity("run", asked["config"], configuring.HOUSEKEEPING),
         name=self.settings.name or asked.get("name", ""),
@@ -77,7 +78,7 @@ class Member:
 
   def shown(self):
     """Opens the sinks; they are to be closed, as a context manager."""
-    if jax.process_index() == 0:
+    if hosts.is_main():
       self._sinks = sinks.open_sinks(
           self.settings.sinks, self.record.folder, config=self._asked["config"],
           run=records.read_run(self.record.folder))
@@ -153,7 +154,10 @@ class Member:
   def fail(self, error):
     """Marks the run failed; nothing more is written of it."""
     self.error = f"{type(error).__name__}: {error}"
-    self.record.update_run(status="failed", error=self.error)
+    try:
+      self.record.update_run(status="failed", error=self.error)
+    except records.RecordError as e:  # on a full disk, say; what came first is what is told
+      error.add_note(f"run.json doesn't say so: {e}")
 
 
 def is_done(record, config, allow_changes):
@@ -191,7 +195,7 @@ def resume(members, program, total_steps):
   """Returns the state that all members go on from, stacked where there are several; None if anew.
 
   Several go on from the last step of which all have a good checkpoint: a kill between two saves
-  leaves some a save ahead.
+  leaves some a save ahead, and all anew if that was the first save.
 
   Raises:
     ConfigError: members that have no such step in common.
@@ -200,7 +204,10 @@ def resume(members, program, total_steps):
     return members[0].resume(program.like, total_steps)
   steps = [set(member.checkpoints.good()) for member in members]
   common = set.intersection(*steps)
-  if any(steps) and not common:
+  if len(set.union(*steps)) == 1 and not common:
+    for member in members:
+      member.checkpoints.discard_after(0)
+  elif any(steps) and not common:
     lines = [f"{member.record.folder}: {', '.join(map(str, sorted(own))) or 'none'}"
              for member, own in zip(members, steps)]
     raise configuring.ConfigError(
