@@ -10,6 +10,7 @@ import pytest
 
 import worker_functions
 from big_transfer.runs import engines
+from big_transfer.runs import records
 from big_transfer.runs.engines import crew as crew_lib
 from big_transfer.runs.engines import local
 from big_transfer.runs.engines import tasks as tasks_lib
@@ -201,3 +202,39 @@ def test_workers_that_can_t_start_are_an_error(tmp_path, monkeypatch, capfd):
 
 def added_later(payload):
   return payload
+
+
+def test_losses_cost_no_attempt_but_have_an_end(tmp_path):
+  one = task(tmp_path, "a")
+  book = tasks_lib.Book([one], retries=1)
+  for losses in range(1, tasks_lib.LOSSES + 1):
+    book.start(one)
+    book.lost(one, "its node went")
+    assert book.pending == [one] and book.outcomes["a"].losses == losses
+  for pending in ([one], []):  # both attempts are still its own
+    book.start(one)
+    book.failed(one, "it raised")
+    assert book.pending == pending
+  assert book.outcomes["a"].status == "failed"
+  book = tasks_lib.Book([one], retries=1)
+  while book.pending:
+    book.start(one)
+    book.lost(one, "its node went")
+  assert book.outcomes["a"].attempts == tasks_lib.LOSSES + 1
+  assert book.outcomes["a"].error == f"lost {tasks_lib.LOSSES + 1} times; the last time its node went"
+
+
+def test_a_trial_that_was_lost_waits_for_its_folder(tmp_path, monkeypatch):
+  """The process that is thought lost may hold the lock for a while; a first attempt is refused."""
+  held = records.Record(tmp_path / "run")
+  payload = {"workdir": str(tmp_path / "run")}
+
+  def use(given):
+    with records.Record(given["workdir"]):
+      return "had it"
+  log = str(tmp_path / "log.txt")
+  kind, error = tasks_lib.call(use, payload, log, 1)
+  assert kind == "refused" and "RecordError" in error
+  monkeypatch.setattr(tasks_lib.time, "sleep", lambda seconds: held.close())
+  assert tasks_lib.call(use, payload, log, 2, lost=True) == ("done", "had it")
+  assert "the attempt before was lost" in (tmp_path / "log.txt").read_text()

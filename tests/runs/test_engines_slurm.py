@@ -1,4 +1,4 @@
-"""The Slurm engine against a Slurm of one machine: arrays, retries, requeues, adoption, stopping."""
+"""The Slurm engine against a Slurm of one machine: retries, requeues, jobs taken over, stopping."""
 import os
 import pathlib
 import signal
@@ -82,8 +82,9 @@ def complete(folder, rows):
 
 def test_an_array_runs_and_what_failed_is_submitted_again(slurm, tmp_path):
   told = []
-  todo = [act(tmp_path, "good"), act(tmp_path, "slips", "raise once"), act(tmp_path, "bad", "raise"),
-          act(tmp_path, "wrong", "refuse"), act(tmp_path, "dies", "die once")]
+  todo = [act(tmp_path, "good"), act(tmp_path, "slips", "raise once"),
+          act(tmp_path, "bad", "raise"), act(tmp_path, "wrong", "refuse"),
+          act(tmp_path, "dies", "die once")]
   outcomes, number = run(tmp_path, todo, worker_functions.act, jobs=3, report=told.append,
                          parameters={"partition": "toy", "timeout_min": 60, "slurm_comment": "x"})
   good, slips, bad, wrong, dies = outcomes

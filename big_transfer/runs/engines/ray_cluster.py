@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from typing import Any, Callable, Mapping, Sequence
 
@@ -24,6 +25,8 @@ STORE_BYTES = 100 * 2**20
 CAPACITY_SECONDS = 5.0
 # How many workers in a row may be lost before one is ready, until the cluster counts as unusable.
 STILLBORN = 10
+# How long a cluster may take to answer at all.
+KNOCK_SECONDS = 10.0
 
 
 def run_ray(
@@ -98,6 +101,7 @@ def _connected(address):
   started = {"num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
              "include_dashboard": False, "object_store_memory": STORE_BYTES}
   try:
+    _knock(address)
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR,
              **(started if address == "local" else {}))
   except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -109,10 +113,19 @@ def _connected(address):
     ray.shutdown()
 
 
+def _knock(address):
+  """Raises OSError unless something answers there, which Ray itself tells after a minute only."""
+  host, _, port = address.removeprefix("ray://").rpartition(":")
+  if host and port.isdigit():
+    socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
+
+
 class _Post:
   """What a Ray actor is made of."""
 
-  def __init__(self, function, cpus):
+  def __init__(self, function, cpus, folder):
+    if os.path.isdir(folder):  # relative paths in a config mean there what they mean here
+      os.chdir(folder)
     # XLA on CPU counts the machine's cores, of which Ray gave this worker a share.
     os.environ.setdefault("NPROC", str(max(1, int(cpus))))
     self._function = function
@@ -172,7 +185,8 @@ class _Crew(crew_lib.Crew):
   def hire(self):
     wanted = min(self.places(), len(self.book.pending) + len(self.busy()))
     while len(self.workers) < wanted:
-      self.workers.append(_Worker(self.post.remote(self.function, self.needs["num_cpus"])))
+      self.workers.append(_Worker(
+          self.post.remote(self.function, self.needs["num_cpus"], os.getcwd())))
     if not self.book.pending:  # what they hold may be wanted by others
       for worker in [w for w in self.workers if w.task is None]:
         self._dismiss(worker)
