@@ -28,6 +28,7 @@ import sys
 import time
 from typing import Any, Callable, Mapping, Sequence, TextIO
 
+from big_transfer import population as population_lib
 from big_transfer.runs import configuring
 from big_transfer.runs import engines
 from big_transfer.runs import records
@@ -78,9 +79,13 @@ class Result:
 def run_trial(payload: Mapping[str, Any]) -> dict[str, Any]:
   """Trains one trial, in a worker; returns the content of its run.json.
 
+  The payload of several trials goes to `population.run_trials`, whose list is returned.
+
   Raises:
     RuntimeError: it stopped before its end.
   """
+  if "members" in payload:
+    return population_lib.run_trials(payload)
   from big_transfer import train  # here, since only a worker's cores are bound before jax starts
   # Logging and saving may have changed since the trial began; `trials_of` saw that no more has.
   run = train.train(**payload, allow_changes=True)
@@ -93,6 +98,12 @@ def program_of(config: Mapping[str, Any]) -> str:
   """Returns a key that trials with the same compiled programs have in common."""
   from big_transfer import train  # here, so that a sweep with nothing left to do answers at once
   return train.program_key(config)
+
+
+def population_of(config: Mapping[str, Any]) -> str:
+  """Returns a key that trials which can be trained as one program have in common."""
+  from big_transfer import train  # as above
+  return train.population_key(config)
 
 
 def trials_of(spec: str, workdir: str | os.PathLike,
@@ -143,6 +154,8 @@ def sweep(
     out: TextIO | None = None,
     engine: str = "local",
     options: Mapping[str, Any] | None = None,
+    population: int | str = 1,
+    alike_of: Callable[[dict[str, Any]], str] = population_of,
 ) -> Result:
   """Runs what isn't finished of a sweep, telling how far it is.
 
@@ -161,6 +174,9 @@ def sweep(
     engine: "local", "ray" or "slurm".
     options: further arguments of `engines.run_ray` (address, resources) or `engines.run_slurm`
       (parameters).
+    population: how many trials may be trained as one program, or "auto", see `population`.
+      `function` is called for several with a payload as of `population.run_trials`.
+    alike_of: config → key that trials have in common of which one program can be made.
 
   Raises:
     ConfigError: see `trials_of`, or a trial that `group_of` refuses, named.
@@ -173,11 +189,18 @@ def sweep(
   trials = trials_of(spec, workdir, texts)
   todo = [trial for trial in trials if not trial.finished]
   before = len(trials) - len(todo)
-  tasks = [_task(trial, group_of) for trial in todo]
+  tasks = {trial.folder: _task(trial, group_of) for trial in todo}
+  most = population_lib.parse(population)
+  members = [[trial] for trial in todo] if most == 1 else population_lib.chunks(
+      todo, lambda trial: alike_of(trial.config), most,
+      jobs or (_cores() if engine == "local" else None))
   line = _LiveLine(out or sys.stdout, before, len(trials))
-  outcomes, number = run(tasks, function, retries=retries, report=line.show)
+  found, number = run(
+      [population_lib.task([tasks[trial.folder] for trial in trials], most) for trials in members],
+      function, retries=retries, report=population_lib.InTrials(members, line.show))
   line.end()
-  result = Result(trials, outcomes, number)
+  outcomes = {outcome.task.key: outcome for outcome in population_lib.outcomes(found, members)}
+  result = Result(trials, [outcomes[trial.folder.name] for trial in todo], number)
   _summarise(result, root, time.monotonic() - started, out or sys.stdout)
   return result
 
@@ -188,7 +211,8 @@ def main(argv: Sequence[str]) -> int:
     texts, others = configuring.split_arguments(argv)
     arguments = _parser().parse_args(others)
     result = sweep(arguments.sweep, arguments.workdir, arguments.jobs, retries=arguments.retries,
-                   texts=texts, engine=arguments.engine, options=_options(arguments))
+                   texts=texts, engine=arguments.engine, options=_options(arguments),
+                   population=_population(arguments))
   except (ValueError, engines.EngineError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -215,6 +239,11 @@ def _parser():
   parser.add_argument("--retries", type=int, default=1,
                       help="further attempts for a trial that fails other than by a mistake in its "
                            "config or by the loss of a cluster's node (default: 1)")
+  parser.add_argument("--population", metavar="N|auto",
+                      help="how many trials that differ in rates, decays, seeds, smoothing or "
+                           "mixup alone may be trained as one program; auto times it against one "
+                           "after the other and takes the faster (default: auto with --jobs 1 on "
+                           "this machine, as on an accelerator; else 1: workers fill the cores)")
   parser.add_argument("--engine", choices=("local", "ray", "slurm"), default="local",
                       help="where trials run: processes here (default), a Ray cluster (pip install "
                            "'big_transfer[ray]'), a Slurm cluster ('big_transfer[slurm]')")
@@ -246,6 +275,13 @@ def _options(arguments):
   if arguments.engine == "slurm":
     return {"parameters": _pairs("slurm", arguments.slurm)}
   return {}
+
+
+def _population(arguments):
+  """The most members of a population; workers that divide the cores are a population of theirs."""
+  if arguments.population is not None:
+    return arguments.population
+  return population_lib.AUTO if arguments.engine == "local" and arguments.jobs == 1 else 1
 
 
 def _pairs(flag, text):

@@ -27,6 +27,7 @@ from big_transfer import evaluators
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.runs import sinks
+from big_transfer.training import batching
 from big_transfer.training import hosts
 from big_transfer.training import interrupts as interrupts_lib
 from big_transfer.training import members as members_lib
@@ -159,6 +160,23 @@ def program_key(config: Mapping[str, Any]) -> str:
   settings = _settings(config)
   return configuring.canonical([
       _program_arguments(settings), settings.task, settings.evals, settings.batch_size])
+
+
+def choose_population(config: Mapping[str, Any], members: int, *, same_data: bool
+                      ) -> batching.Choice:
+  """Finds out how many runs that are alike (`population_key`) are best trained at once, by timing.
+
+  Args:
+    config: of one of them.
+    members: the most there can be.
+    same_data: whether their seeds are equal.
+  """
+  settings = _settings(config)
+  settings_lib.check(settings)
+  data = upstream_lib.open_data(settings)
+  arguments = dict(classes=data.train.num_classes, **_program_arguments(settings))
+  return batching.choose(lambda members: program_lib.build(members=members, **arguments),
+                         settings, data, members, same_data=same_data)
 
 
 def _train(begun, interrupts):

@@ -72,6 +72,8 @@ class Member:
         name=self.settings.name or asked.get("name", ""),
         config_name=asked.get("config_name", ""), overrides=asked.get("overrides") or {},
         status="running", error=None, signal=None, seed=self.settings.seed, **facts)
+    if choice := asked.get("choice"):
+      record.update_run(population_choice=choice._asdict())
     timings = dict(self._before.get("timings", {}))
     timings.pop("first step", None)  # of this process, not of the one before
     return timings
