@@ -221,10 +221,10 @@ def test_losses_cost_no_attempt_but_have_an_end(tmp_path):
     book.start(one)
     book.lost(one, "its node went")
   assert book.outcomes["a"].attempts == tasks_lib.LOSSES + 1
-  assert book.outcomes["a"].error == f"lost {tasks_lib.LOSSES + 1} times; the last time its node went"
+  assert book.outcomes["a"].error == "lost 21 times; the last time its node went"
 
 
-def test_a_trial_that_was_lost_waits_for_its_folder(tmp_path, monkeypatch):
+def test_a_trial_that_was_lost_waits_for_its_folder(tmp_path, monkeypatch, capsys):
   """The process that is thought lost may hold the lock for a while; a first attempt is refused."""
   held = records.Record(tmp_path / "run")
   payload = {"workdir": str(tmp_path / "run")}
@@ -237,4 +237,4 @@ def test_a_trial_that_was_lost_waits_for_its_folder(tmp_path, monkeypatch):
   assert kind == "refused" and "RecordError" in error
   monkeypatch.setattr(tasks_lib.time, "sleep", lambda seconds: held.close())
   assert tasks_lib.call(use, payload, log, 2, lost=True) == ("done", "had it")
-  assert "the attempt before was lost" in (tmp_path / "log.txt").read_text()
+  assert "the attempt before was lost" in capsys.readouterr().out
