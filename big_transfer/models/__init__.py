@@ -8,7 +8,8 @@ Images are floats in [-1, 1]. `out` is a flat dict with the same keys in every f
 `block_00` …, `pre_logits` and `logits`, each a pooled (B, D) float32: the class token where there
 is one, else the mean over positions, before the final norm; `pre_logits` is what the head sees.
 `taps={"block_00": zeros, …}` is added to the *unpooled* outputs, so that one reverse pass gives
-the gradient at every layer (`shapes.tap_shapes` lists their shapes). Parameters are float32 and
+the gradient at every layer (`shapes.tap_shapes` lists their shapes). `place` says where a block's
+parameters are to be when they are used, on a mesh (`blocks.placed`). Parameters are float32 and
 named as big_vision names them; the last layer is always `head`.
 """
 import dataclasses

@@ -45,10 +45,34 @@ def rematerialised(block: type[nn.Module], remat: str, static: tuple[int, ...] =
   return nn.remat(block, policy=POLICIES[remat], static_argnums=static)
 
 
+# Says where a block's parameters are to be when they are used, see `placed`.
+Place = Callable[[str, dict], dict]
+
+
+def placed(block: type[nn.Module], place: Place | None, module: nn.Module, name: str
+           ) -> type[nn.Module]:
+  """The class of a block that takes its parameters from `place(path, parameters)`.
+
+  So a mesh's devices gather a block's parameters when it runs, and again for its reverse pass where
+  that computes the block again; gathered before, all blocks' would lie there at once.
+
+  Args:
+    block: the class.
+    place: or None for the parameters as they are.
+    module: whose block it is.
+    name: of the block in it; the path is that of both, "Transformer/encoderblock_0".
+  """
+  if place is None or module.is_initializing():
+    return block
+  path = "/".join((*module.path, name))
+  return nn.map_variables(block, "params",
+                          trans_in_fn=lambda tree: {"params": place(path, tree["params"])})
+
+
 def run(module: nn.Module, block: type[nn.Module], arguments: tuple, names: Sequence[str],
         x_BLD: jax.Array, *, taps: Mapping[str, jax.Array] | None,
-        pool: Callable[[jax.Array], jax.Array], train: bool, scan: bool, remat: str
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        pool: Callable[[jax.Array], jax.Array], train: bool, scan: bool, remat: str,
+        place: Place | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Runs N equal blocks.
 
   Args:
@@ -62,21 +86,25 @@ def run(module: nn.Module, block: type[nn.Module], arguments: tuple, names: Sequ
     train: whether dropout acts.
     scan: whether the blocks run as a loop. Dropout draws other masks in it.
     remat: see `rematerialised`.
+    place: see `placed`; kernels come to it rounded to the computation's dtype.
 
   Returns:
     The last output, and every block's pooled, {"block_00": (B, D), …}.
   """
   if scan and not module.is_initializing():
-    return _scanned(module, block(*arguments, parent=None), names, x_BLD, taps, pool, train, remat)
-  outputs, block = {}, rematerialised(block, remat, static=(2,))
+    return _scanned(module, block(*arguments, parent=None), names, x_BLD, taps, pool, train, remat,
+                    place)
+  dtype, outputs = x_BLD.dtype, {}
+  rounded = place and (lambda path, params: place(path, _rounded(params, dtype)))
   for i, name in enumerate(names):
-    x_BLD = block(*arguments, name=name)(x_BLD, train)
+    this = rematerialised(placed(block, rounded, module, name), remat, static=(2,))
+    x_BLD = this(*arguments, name=name)(x_BLD, train)
     x_BLD = layers.tap(module, layers.block_name(i), x_BLD, taps)
     outputs[layers.block_name(i)] = pool(x_BLD)
   return x_BLD, outputs
 
 
-def _scanned(module, block, names, x_BLD, taps, pool, train, remat):
+def _scanned(module, block, names, x_BLD, taps, pool, train, remat, place):
   N, keys = len(names), [layers.block_name(i) for i in range(len(names))]
   params = module.variables["params"]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves),
@@ -91,6 +119,8 @@ def _scanned(module, block, names, x_BLD, taps, pool, train, remat):
 
   def body(x_BLD, inputs):
     params, tap, rng = inputs
+    if place is not None:  # as the first block's, since one program serves all
+      params = place("/".join((*module.path, names[0])), params)
     x_BLD = block.apply({"params": params}, x_BLD, train,
                         rngs=None if rng is None else {"dropout": rng})
     if tap is not None:

@@ -58,7 +58,7 @@ class Mixer(nn.Module):
 
   @nn.compact
   def __call__(self, images_BHWC: jax.Array, *, train: bool = False,
-               taps: Mapping[str, jax.Array] | None = None
+               taps: Mapping[str, jax.Array] | None = None, place: blocks.Place | None = None
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Images in [-1, 1] -> logits (B, num_classes) and the pooled outputs, all float32."""
     layers.check_images(images_BHWC)
@@ -69,7 +69,7 @@ class Mixer(nn.Module):
     x_BLD, outputs = blocks.run(
         self, MixerBlock, (self.tokens_mlp_dim, self.channels_mlp_dim, self.dropout, self.dtype),
         [f"MixerBlock_{i}" for i in range(self.depth)], x_BLD, taps=taps, pool=_pool,
-        train=train, scan=self.scan, remat=self.remat)
+        train=train, scan=self.scan, remat=self.remat, place=place)
     out |= outputs
     x_BLD = nn.LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x_BLD)
     out["pre_logits"] = _pool(x_BLD)

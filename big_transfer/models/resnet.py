@@ -151,12 +151,13 @@ class Stage(nn.Module):
   remat: str = "none"
 
   @nn.compact
-  def __call__(self, x_BHWC: jax.Array, taps: Mapping[str, jax.Array] | None
-               ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    outputs, Unit = {}, blocks.rematerialised(ResidualUnit, self.remat)
+  def __call__(self, x_BHWC: jax.Array, taps: Mapping[str, jax.Array] | None,
+               place: blocks.Place | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    outputs = {}
     for i in range(self.units):
-      unit = Unit(self.features, self.stride if i == 0 else 1, self.method, self.dtype,
-                  name=f"unit{i + 1:02d}")
+      unit = f"unit{i + 1:02d}"
+      Unit = blocks.rematerialised(blocks.placed(ResidualUnit, place, self, unit), self.remat)
+      unit = Unit(self.features, self.stride if i == 0 else 1, self.method, self.dtype, name=unit)
       name = layers.block_name(self.first + i)
       x_BHWC = outputs[name] = layers.tap(self, name, unit(x_BHWC), taps)
     return x_BHWC, outputs
@@ -190,7 +191,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images_BHWC: jax.Array, *, train: bool = False,
-               taps: Mapping[str, jax.Array] | None = None
+               taps: Mapping[str, jax.Array] | None = None, place: blocks.Place | None = None
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Images in [-1, 1] -> logits (B, num_classes) and the pooled outputs, all float32.
 
@@ -206,7 +207,7 @@ class ResNet(nn.Module):
     out = {"stem": _pool(x)}
     for i, units in enumerate(self.depths):
       x, outputs = Stage(units, features * 2 ** i, 1 if i == 0 else 2, sum(self.depths[:i]),
-                         self.convolution, self.dtype, self.remat, name=f"block{i + 1}")(x, taps)
+                         self.convolution, self.dtype, self.remat, name=f"block{i + 1}")(x, taps, place)
       out.update((name, _pool(y)) for name, y in outputs.items())
     x = nn.relu(GroupNorm(self.dtype, name="norm-pre-head")(x))
     out["pre_logits"] = _pool(x)

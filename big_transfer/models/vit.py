@@ -82,12 +82,12 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array, taps: Mapping[str, jax.Array] | None,
-               pool: Callable[[jax.Array], jax.Array], *, train: bool
-               ) -> tuple[jax.Array, dict[str, jax.Array]]:
+               pool: Callable[[jax.Array], jax.Array], *, train: bool,
+               place: blocks.Place | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
     x_BLD, outputs = blocks.run(
         self, EncoderBlock, (self.heads, self.mlp_dim, self.dropout, self.attention, self.dtype),
         [f"encoderblock_{i}" for i in range(self.depth)], x_BLD, taps=taps, pool=pool,
-        train=train, scan=self.scan, remat=self.remat)
+        train=train, scan=self.scan, remat=self.remat, place=place)
     return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x_BLD), outputs
 
 
@@ -126,7 +126,7 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(self, images_BHWC: jax.Array, *, train: bool = False,
-               taps: Mapping[str, jax.Array] | None = None
+               taps: Mapping[str, jax.Array] | None = None, place: blocks.Place | None = None
                ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Images in [-1, 1] -> logits (B, num_classes) and the pooled outputs, all float32."""
     layers.check_images(images_BHWC)
@@ -142,7 +142,8 @@ class ViT(nn.Module):
     pool = functools.partial(_pool, self.pool)
     x_BLD, outputs = Encoder(
         self.depth, self.heads, self.mlp_dim, self.dropout, self.attention, self.dtype, self.scan,
-        self.remat, name="Transformer")(x_BLD, taps, pool, train=train)
+        self.remat, name="Transformer")(x_BLD, taps, pool, train=train,
+                                                place=place)
     out = {"stem": pool(stem_BLD), **outputs}
     x_BD = pool(x_BLD)
     if self.representation_size is not None:

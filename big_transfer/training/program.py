@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from big_transfer import models
 from big_transfer import trees
 from big_transfer.data import transforms
+from big_transfer.models import parts as parts_lib
 from big_transfer.models import shapes
 from big_transfer.training import objectives
 from big_transfer.training import optim
@@ -217,19 +218,39 @@ def _pure(net, settings, mesh):
 
 
 def _with_sharding(apply, of_params):
-  """`apply` that tells the compiler where parameters, and so their gradients, lie.
+  """`apply` that tells the compiler where parameters and their gradients lie, kept and used.
 
-  The reverse pass of the constraint is the same constraint: each device then keeps the sum of its
-  own part of a gradient, instead of all of it.
+  What is split over `fsdp` is gathered, a block's parameters when the block runs, and its gradient
+  is summed into parts at once. Left to itself the compiler may as well split and sum activations.
   """
-  if all(at.is_fully_replicated for at in jax.tree.leaves(of_params)):
+  kept = trees.flatten(of_params)
+  if all(at.is_fully_replicated for at in kept.values()):
     return apply
+  used = {name: sharding_lib.gathered(at) for name, at in kept.items()}
+  layers = parts_lib.parts(kept)
+  outside = [name for name, part in layers.items() if not part.layer.startswith("block_")]
+
+  def place(path, params):
+    return trees.map_named(
+        lambda name, leaf: _moved(leaf, used[f"{path}/{name}"], kept[f"{path}/{name}"]), params)
 
   def constrained(variables, *args, **kwargs):
-    params = jax.lax.with_sharding_constraint(variables["params"], of_params)
-    return apply({**variables, "params": params}, *args, **kwargs)
+    flat = trees.flatten(variables["params"])
+    flat |= {name: _moved(flat[name], used[name], kept[name]) for name in outside}
+    return apply({**variables, "params": trees.unflatten(flat)}, *args, place=place, **kwargs)
 
   return constrained
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _moved(leaf, used, kept):
+  """The parameter with the sharding `used`; its gradient is given the sharding `kept`."""
+  del kept
+  return jax.lax.with_sharding_constraint(leaf, used)
+
+
+_moved.defvjp(lambda leaf, used, kept: (_moved(leaf, used, kept), None),
+              lambda used, kept, _, g: (jax.lax.with_sharding_constraint(g, kept),))
 
 
 def for_members(step):

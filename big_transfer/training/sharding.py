@@ -213,6 +213,12 @@ def of_members(shardings):
       lambda at: NamedSharding(at.mesh, PartitionSpec("population", *at.spec)), shardings)
 
 
+def gathered(at):
+  """The `NamedSharding` of a parameter when it is used: whole over `fsdp`."""
+  return NamedSharding(at.mesh, PartitionSpec(*[None if axis == "fsdp" else axis
+                                                for axis in at.spec]))
+
+
 def put_batch(batch, mesh, members=False):
   """Makes global arrays, split as `batched` says, of the examples that this process holds."""
   sharding = batched(mesh, members)
