@@ -1,4 +1,8 @@
-"""`python -m tests.toy_run WORKDIR`: a run of some seconds for tests that kill it."""
+"""`python -m tests.toy_run WORKDIR [MEMBERS]`: a run of some seconds for tests that kill it.
+
+With MEMBERS it is a population, in WORKDIR/0, WORKDIR/1, … of a seed and a rate each.
+"""
+import pathlib
 import sys
 
 from big_transfer import train
@@ -6,9 +10,25 @@ from tests import toy
 
 STEPS = 600
 
-if __name__ == "__main__":
-  print(train.train(toy.config(
+
+def config(**changes):
+  """What is trained."""
+  return toy.config(
       total_steps=STEPS, log_every=20, checkpoint=dict(every=10),
       evals=dict(upstream=dict(kind="classification", every=35),
-                 probes=dict(kind="fewshot", every=70, tasks=("digits",), shots=(5,)))),
-      sys.argv[1])["status"])
+                 probes=dict(kind="fewshot", every=70, tasks=("digits",), shots=(5,))), **changes)
+
+
+def main(workdir, members=None):
+  """Trains to the end and says how it went."""
+  if members is None:
+    print(train.train(config(), workdir)["status"])
+    return
+  runs = train.train_population([
+      dict(config=config(seed=seed), workdir=pathlib.Path(workdir) / str(seed))
+      for seed in range(int(members))])
+  print(*{run["status"] for run in runs})
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
