@@ -13,7 +13,7 @@ from big_transfer.runs import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRETRAIN = ["fractals.py:vit", "fractals.py:mixer", "fractals.py:resnet", "textures.py:vit",
-            "textures.py:resnet", "cifar10.py:resnet", "cifar10.py:vit"]
+            "textures.py:resnet", "cifar10.py:resnet", "cifar10.py:vit", "vit_g.py:toy"]
 TOY = {"upstream": dict(name="toy", source="fractals",
                         options=dict(classes=3, per_class=8, test_per_class=4)),
        "total_steps": 2, "total_epochs": None, "batch_size": 8, "accumulate": 1,

@@ -1,5 +1,7 @@
 """Sharding: rules to partitions, and the same training on any mesh."""
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +204,23 @@ def test_a_mesh_changes_neither_gradients_nor_losses(name):
   assert np.ptp(losses) > 0.01
 
 
+def test_devices_exchange_parameters_and_gradients_not_activations():
+  mesh, parts, step = _compiled(tuple(FSDP.items()), 8, EVERY, scan=True)
+  batch = {"image": (112, SIZE, SIZE, 3), "label": (112,), "slot": (112,)}
+  batch = {key: jax.ShapeDtypeStruct(shape, "uint8" if key == "image" else "int32")
+           for key, shape in batch.items()}
+  hparams = {"seed": np.uint32(3), "label_smoothing": np.float32(0), "mixup": np.float32(0),
+             "optim": {"lr": np.float32(1), "rule_lr": np.ones(1, np.float32),
+                       "rule_wd": np.zeros(1, np.float32)}}
+  text = step.lower(parts.like, batch, hparams).compile().as_text()
+  lines = [line for line in text.splitlines()
+           if re.search(r" (all-gather|all-reduce|reduce-scatter|all-to-all)(-start)?\(", line)]
+  assert len(lines) > 3
+  # Two micro-batches of 56 images, 7 a device, of 5 tokens: numbers that no parameter has.
+  tokens = re.compile(r"[\[,](7|56|35|280)[\],]")
+  assert not [line for line in lines if tokens.search(line.split(" all-")[0])]
+
+
 @pytest.mark.slow
 def test_nor_do_scanned_blocks_on_a_mesh():
   before, after, _, _ = _train(ONE, 1, (), 1, lr=1.0)
@@ -311,3 +330,30 @@ def test_a_run_goes_on_over_another_mesh(tmp_path):
   losses = [key for key in expected if "loss" in key]
   assert losses and {key: found[key] for key in losses} == pytest.approx(
       {key: expected[key] for key in losses}, rel=1e-5)
+
+
+@pytest.mark.parametrize("size, parameters, gib", [("G", 1.88e9, 0.67), ("10b", 9.75e9, 0.89)])
+def test_a_state_of_billions_of_parameters_is_split_over_256_devices(size, parameters, gib):
+  """From shapes alone: nothing of that size is ever allocated."""
+  root = pathlib.Path(__file__).parents[2]
+  config = configuring.plain(configuring.load(f"{root}/configs/pretrain/vit_g.py:{size}"))
+  model = dict(config["model"])
+  net = models.build(model.pop("name"), model.pop("variant", None), num_classes=21841, **model)
+  params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+  flat = trees.flatten(params)
+  assert sum(p.size for p in flat.values()) == pytest.approx(parameters, rel=0.02)
+  optimiser = {k: v for k, v in config["optim"].items() if k not in ("schedule", "lr", "rules")}
+  tx = optim.build(list(flat), config["optim"]["rules"], lr=1.0, **optimiser).tx
+  state = jax.eval_shape(lambda p: step_lib.start(p, tx), params)
+  sizes = sharding.axis_sizes(config["mesh"], 256)
+  specs = sharding.state_partition(state, config["sharding"], sizes)
+
+  def held(leaf, spec):
+    split = [leaf.shape[i] % sizes[axis] for i, axis in enumerate(spec) if axis]
+    assert not any(split) and len(spec) <= len(leaf.shape)
+    return leaf.size * leaf.dtype.itemsize / np.prod([sizes[axis] for axis in spec if axis])
+
+  assert sum(jax.tree.leaves(jax.tree.map(held, state, specs))) / 2**30 == pytest.approx(gib, abs=0.02)
+  # All but norms, biases and the like lies on no device whole.
+  whole = [name for name, spec in trees.flatten(specs.params).items() if spec == P()]
+  assert sum(flat[name].size for name in whole) < 1e-3 * parameters

@@ -2,6 +2,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -106,6 +107,44 @@ def test_twenty_adamw_steps_on_one_device_and_on_eight():
 def test_losses_of_indifferent_logits(loss, expected):
   value = objectives.LOSSES[loss](np.zeros((2, 3), np.float32), np.eye(3, dtype=np.float32)[:2])
   np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def _bf16_gradient(params, model, images):
+  return jax.grad(lambda p: (model.apply({"params": p}, images, train=True)[0] ** 2).sum())(params)
+
+
+def test_bfloat16_keeps_masters_gradients_head_and_probes_in_float32():
+  model = models.build("vit", num_classes=CLASSES, dtype="bfloat16", **MODELS["vit"])
+  images = np.zeros((2, SIZE, SIZE, 3), np.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  grads = jax.eval_shape(lambda p: _bf16_gradient(p, model, images), params)
+  assert {str(x.dtype) for x in jax.tree.leaves((params, grads))} == {"float32"}
+  _, out = jax.eval_shape(model.apply, {"params": params}, images)
+  assert {str(x.dtype) for x in out.values()} == {"float32"}
+  jaxpr = jax.make_jaxpr(model.apply)({"params": params}, images).jaxpr
+  dots = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+  head = [str(v.aval.dtype) for v in dots[-1].invars]
+  assert head == ["float32", "float32"]
+  assert {str(eqn.invars[0].aval.dtype) for eqn in dots[:-1]} == {"bfloat16"}
+
+
+def test_updates_below_the_resolution_of_bfloat16_add_up():
+  """At 1 neighbours in bfloat16 are 2^-8 apart: a hundred steps of 2^-12 are lost to a bfloat16."""
+  params = {"kernel": jnp.ones((4, 4))}
+  opt = optim.build(["kernel"], [(".*", {})], lr=2.0 ** -12, name="sgd", clip=None, momentum=None)
+
+  def objective(apply, params, batch, key, hparams):
+    loss = (params["kernel"].astype(jnp.bfloat16) * batch["image"].astype(jnp.bfloat16)).sum()
+    return loss.astype(jnp.float32), {"loss": loss.astype(jnp.float32)}
+
+  step = jax.jit(step_lib.make_train_step(
+      None, objective, opt.tx, lambda keys, batch, hparams: batch))
+  state = step_lib.start(params, opt.tx)
+  batch = {"image": -jnp.ones((4, 4)), "slot": np.arange(4, dtype=np.int32)}
+  for _ in range(100):
+    state, _ = step(state, batch, {"seed": np.uint32(0), "optim": opt.hparams})
+  np.testing.assert_allclose(state.params["kernel"], 1 + 100 * 2.0 ** -12, rtol=1e-6)
+  assert jnp.bfloat16(1) + jnp.bfloat16(2.0 ** -12) == jnp.bfloat16(1)
 
 
 def test_smoothing_keeps_the_sum():
