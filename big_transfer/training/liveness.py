@@ -42,6 +42,7 @@ _SUMS = frozenset(
     "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split())
 _VIEWS = frozenset(
     "copy copy_p expand_dims optimization_barrier reshape reshard squeeze stop_gradient".split())
+_MOVES = frozenset(("convert_element_type", "slice", "transpose", "unstack"))
 _MERGED_INTO_SUMS = frozenset(("abs", "convert_element_type", "integer_pow", "neg", "square"))
 _BROADCASTING = frozenset(
     "add add_any and div eq ge gt le lt max min mul ne or pow select_n sub".split())
@@ -252,7 +253,7 @@ def _reshard_early(operations):
   for operation in operations:
     if operation.name == "resharded":
       chain, value = [operation], operation.ins[0]
-      while value.maker is not None and value.maker.name in _VIEWS | {"slice", "transpose"}:
+      while value.maker is not None and value.maker.name in _VIEWS | _MOVES:
         chain.append(value.maker)
         value = value.maker.ins[0]
       split = operation.outs[0].split
