@@ -2,12 +2,17 @@
 
 The state is exact: the bytes of each array's shard. The peak of a step is an estimate, see
 `liveness`; `compiled` asks the compiler itself. Against the compiler's own analysis on a CPU
-(arguments and temporaries together; ViT, Mixer and ResNet of 0.2 to 22 M parameters, batches of 8
-to 512, 1 to 4 micro-batches, both dtypes, with and without `scan` and `remat`, one device and
-eight over data, fsdp and tensor) ViT and Mixer came out at 0.85 to 1.14 of it, ResNet at 0.73 to
-1.13: its convolutions as matrix products in bfloat16, or rematerialised without a loop, are what
-the estimate is too low for. On a CPU rematerialisation outside of a loop saves nothing: the
-compiler finds the work done twice and undoes it, and the estimate follows.
+(arguments and temporaries together; 0.2 to 25 M parameters, batches of 8 to 512, 1 to 4
+micro-batches, both dtypes, with `scan` and `remat` and without, one device and eight) ViT and Mixer
+came out at 0.84 to 1.14 of it, on axes data, fsdp and tensor. Too low were
+
+- a ResNet in batches of 128 and more, at 0.76 to 0.83 in float32 and 0.67 to 0.74 in bfloat16, and
+  one rematerialised, 0.74: the compiler keeps group norms' gains repeated over all positions;
+- micro-batches over fsdp without `scan`, at 0.49: parameters don't change from one micro-batch to
+  the next, so the compiler gathers all of them before the loop.
+
+On a CPU rematerialisation without `scan` saves nothing: the compiler finds the work done twice and
+undoes it, and the estimate follows. For GPUs and TPUs there is no such comparison yet.
 """
 import math
 from typing import Any, NamedTuple

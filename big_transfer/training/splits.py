@@ -59,6 +59,9 @@ def propagate(name, params, splits, shapes, out_shapes, sizes):
     return [of_spec(params["sharding"].spec, out_shapes[0])]
   if not any(any(split) for split in splits):
     return [whole(shape) for shape in out_shapes]
+  if name == "unstack":
+    gone = params["axis"] % len(shapes[0])
+    return [tuple(a for i, a in enumerate(splits[0]) if i != gone)] * len(out_shapes)
   if name in _RULES:
     return [_RULES[name](params, splits, shapes, out_shapes[0], sizes)]
   if name.startswith(("reduce_", "arg")) and "axes" in params:
