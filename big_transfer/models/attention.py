@@ -22,7 +22,8 @@ def self_attention(x_BLD, query, key, value, out, *, method: str = "auto") -> ja
       implementation; "auto", "matmul" on CPU and "xla" elsewhere.
 
   Raises:
-    ValueError: an unknown method, or "cudnn" where there is no GPU.
+    ValueError: an unknown method, or "cudnn" where there is no GPU, in float32, or with heads that
+      it doesn't take.
   """
   if method not in METHODS:
     raise ValueError(f"attention: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -34,6 +35,9 @@ def self_attention(x_BLD, query, key, value, out, *, method: str = "auto") -> ja
   B, L, D = x_BLD.shape
   N, K = query[1].shape
   dtype = x_BLD.dtype
+  if method == "cudnn" and (dtype == jnp.float32 or K > 128 or K % 8):
+    raise ValueError(f"attention: \"cudnn\" takes bfloat16 and heads whose width is a multiple of "
+                     f"8, at most 128, got {dtype} and {K}; set model.dtype, or take \"auto\"")
   q, k, v = (layers.dense(x_BLD, w.reshape(D, D), b.reshape(D), dtype).reshape(B, L, N, K)
              for w, b in (query, key, value))
   if method == "matmul":

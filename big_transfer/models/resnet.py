@@ -207,7 +207,8 @@ class ResNet(nn.Module):
     out = {"stem": _pool(x)}
     for i, units in enumerate(self.depths):
       x, outputs = Stage(units, features * 2 ** i, 1 if i == 0 else 2, sum(self.depths[:i]),
-                         self.convolution, self.dtype, self.remat, name=f"block{i + 1}")(x, taps, place)
+                         self.convolution, self.dtype, self.remat, name=f"block{i + 1}")(
+                             x, taps, place)
       out.update((name, _pool(y)) for name, y in outputs.items())
     x = nn.relu(GroupNorm(self.dtype, name="norm-pre-head")(x))
     out["pre_logits"] = _pool(x)

@@ -70,7 +70,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """The blocks and the final norm; returns (B, L, D) and every block's output, tapped and pooled."""
+  """The blocks and the final norm; returns (B, L, D) and every block's output, pooled."""
   depth: int
   heads: int
   mlp_dim: int

@@ -63,8 +63,8 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
       optimiser's own, float32 and bfloat16.
     decay_rate, beta2_cap: adafactor's β₂ of step t, from 0, is min(beta2_cap, 1 − (t + 1)^−rate).
     min_dim_size_to_factor: adafactor keeps v whole where the second largest dimension is smaller.
-    clip_update: the largest root mean square of a tensor's `g / √v̂` in adafactor, 1.0 in its paper;
-      None, the default, for no clipping beside `clip`.
+    clip_update: adafactor's largest root mean square of a tensor's `g / √v̂`, 1.0 in its paper; None,
+      the default, for no clipping beside `clip`.
 
   Raises:
     ValueError: an unknown optimiser or dtype, a negative rate or decay, an unknown key in a rule, a

@@ -258,8 +258,8 @@ def parse(tactic: str) -> tuple[_Split, ...]:
     splits.append(_Split(axis, None if dimension is None else int(dimension),
                          MIN_SIZE if match[4] is None else int(match[4])))
   if len({split.axis for split in splits}) != len(splits):
-    raise ValueError(f"sharding tactic {tactic!r} names an axis twice: expected 'fsdp' and 'tensor' "
-                     "once each")
+    raise ValueError(f"sharding tactic {tactic!r} names an axis twice: expected 'fsdp' and "
+                     "'tensor' once each")
   return tuple(sorted(splits, key=lambda split: split.dimension is None))
 
 

@@ -93,6 +93,14 @@ def test_unknown_methods_are_named():
     jax.eval_shape(vit.SelfAttention(2, "cudnn").init, jax.random.key(0), jnp.zeros((1, 4, 8)))
 
 
+@pytest.mark.parametrize("dtype, width", [("float32", 32), ("bfloat16", 24), ("bfloat16", 512)])
+def test_cudnn_says_what_it_takes(monkeypatch, dtype, width):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  with pytest.raises(ValueError, match="takes bfloat16 and heads whose width"):
+    jax.eval_shape(vit.SelfAttention(2, "cudnn", dtype).init, jax.random.key(0),
+                   jnp.zeros((1, 4, width)))
+
+
 def test_standardised_kernels_have_no_mean_and_unit_variance():
   w = np.asarray(jax.jit(resnet.standardise)(3 * normal(0, 3, 3, 4, 5) + 2))
   np.testing.assert_allclose(w.mean(axis=(0, 1, 2)), 0, atol=1e-6)
