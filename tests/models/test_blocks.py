@@ -115,6 +115,7 @@ def test_what_is_computed_again(family, scan, kernels, others):
     assert dots("dots") == none
 
 
+@pytest.mark.slow
 def test_a_population_of_scanned_models():
   model = build("vit", scan=True, remat="full")
   members = [params("vit", seed) for seed in (1, 2)]

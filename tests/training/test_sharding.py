@@ -333,7 +333,8 @@ def test_a_run_goes_on_over_another_mesh(tmp_path):
       {key: expected[key] for key in losses}, rel=1e-5)
 
 
-@pytest.mark.parametrize("size, parameters, gib", [("G", 1.88e9, 0.67), ("10b", 9.75e9, 0.89)])
+@pytest.mark.parametrize("size, parameters, gib", [
+    pytest.param("G", 1.88e9, 0.67, marks=pytest.mark.slow), ("10b", 9.75e9, 0.89)])
 def test_a_state_of_billions_of_parameters_is_split_over_256_devices(size, parameters, gib):
   """From shapes alone: nothing of that size is ever allocated."""
   root = pathlib.Path(__file__).parents[2]
