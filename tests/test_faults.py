@@ -166,7 +166,7 @@ def test_a_file_in_the_place_of_a_folder_is_told_before_anything(tmp_path):
     train_lib.train(_config(), tmp_path / "run")
   (tmp_path / "other").mkdir()
   (tmp_path / "other/checkpoints").write_text("a file")
-  with pytest.raises(checkpoint.CheckpointError, match="can't be written to .*File exists.*workdir"):
+  with pytest.raises(checkpoint.CheckpointError, match="can't be written to .*File exists.*or use"):
     checkpoint.Checkpoints(tmp_path / "other/checkpoints")
 
 

@@ -170,6 +170,9 @@ def joined(heartbeat_seconds: float = 60, start_seconds: float = 300):
   # Memory images of all processes, for one that died, would fill a disk.
   resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
   watch = _Watch(index, count, heartbeat_seconds)
+  if index:  # said beforehand, since JAX leaves no time for it
+    print(f"process {index} of {count} joined. Should process 0 be killed, JAX aborts this one. "
+          f"{_CONTINUES}", file=sys.stderr, flush=True)
   try:
     yield
   except BaseException as e:
@@ -210,8 +213,9 @@ class _Watch:
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         self._store.key_value_set(self._key("failed", self._index), text)
         if self._index:
-          main = self._wait_for(lambda: self._said("failed").get(0), 5)
-          if main is not None and (main == text or isinstance(error, FollowedError)):
+          # Main may have failed of the same, or end because of this.
+          self._wait_for(lambda: 0 in self._said("failed") | self._said("left"), 5)
+          if isinstance(error, FollowedError) or self._said("failed").get(0) == text:
             self._exit(f"{self._name} ended with process 0, which says why")
           text = f"{self._name}: {text}"
         self._exit(text)
@@ -234,11 +238,11 @@ class _Watch:
     # Main looks at all; the others at main alone, lest every process read what all have written.
     self._store.key_value_set(self._key("alive" if self._index else "main", self._index),
                               str(number), allow_overwrite=True)
-    failed = self._said("failed")
-    for index, text in failed.items():
+    if lost := self._said("lost"):
+      return next(iter(lost.values()))
+    for index, text in self._said("failed").items():
       if index != self._index:
-        return text if text.startswith("process") else (
-            f"process {index} failed, {text.splitlines()[-1]}")
+        return f"process {index} failed, {text.splitlines()[-1]}"
     now = time.monotonic()
     beats = self._said("main" if self._index else "alive")
     for index in [0] if self._index else range(1, self._count):
@@ -248,7 +252,7 @@ class _Watch:
       elif now - since > self._limit:
         text = (f"process {index} was not heard of for {self._limit:g} s: it was killed, or its "
                 "host is gone")
-        self._store.key_value_set(self._key("failed", index), text)  # for the others to read
+        self._store.key_value_set(self._key("lost", index), text)  # for the others to read
         return text
     return None
 
@@ -258,9 +262,8 @@ class _Watch:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(self._key("left", self._index), "", allow_overwrite=True)
       if self._index == 0:  # with main goes the store, in which the others read what happened
-        self._wait_for(lambda: set(self._said("left")) | set(self._said("failed")) >= set(
-            range(self._count)), 5)
-        time.sleep(2 * self._period)
+        self._wait_for(lambda: len(self._said("left") | self._said("lost")) == self._count, 10)
+        time.sleep(self._period)
     sys.stdout.flush()
     os._exit(1)
 
@@ -298,9 +301,13 @@ def _initialise(heartbeat_seconds, start_seconds):
       raise HostsError(f"--distributed: process {index} of {count} at {address!r}: expected an "
                        "index from 0, below the number of processes, and main's host:port")
     arguments = dict(coordinator_address=address, num_processes=count, process_id=index)
+  # JAX would abort where not all come in time.
+  late = threading.Timer(start_seconds, _give_up, [arguments, start_seconds])
+  late.daemon = True
+  late.start()
   try:
     jax.distributed.initialize(
-        **arguments, initialization_timeout=int(start_seconds),
+        **arguments, initialization_timeout=int(start_seconds) + 60,
         # Ours is first: JAX's is for a process of which not even the thread lives.
         heartbeat_timeout_seconds=max(10, int(2 * heartbeat_seconds)),
         shutdown_timeout_seconds=max(10, int(2 * heartbeat_seconds)))
@@ -308,8 +315,18 @@ def _initialise(heartbeat_seconds, start_seconds):
     # Of JAX's errors, RuntimeError's too, all say in the first line what was amiss.
     raise HostsError(
         f"--distributed: the processes could not be joined ({str(e).splitlines()[0]}). On TPU "
-        f"slices and under Slurm JAX finds them; elsewhere set {', '.join(_VARIABLES)}; start all "
-        f"of them within {start_seconds:g} s (--start_seconds)") from e
+        f"slices and under Slurm JAX finds them; elsewhere set {', '.join(_VARIABLES)}") from e
+  finally:
+    late.cancel()
+
+
+def _give_up(arguments, seconds):
+  """Ends this process, since others didn't come."""
+  which = "process {process_id} of {num_processes} at {coordinator_address}".format_map(
+      arguments) if arguments else "this process"
+  print(f"error: --distributed: {which} waited {seconds:g} s (--start_seconds) for the others: "
+        "start all of them, with main reachable at that address", file=sys.stderr, flush=True)
+  os._exit(1)
 
 
 def _client():

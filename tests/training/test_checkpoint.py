@@ -1,4 +1,5 @@
 """Checkpoints: exact, verified, and whole on any mesh."""
+import re
 import shutil
 
 import jax
@@ -119,6 +120,40 @@ def test_another_model_is_told_by_name(folder):
   assert "- params/head/kernel float32[8,9]" in str(error.value)
   assert "+ params/head/kernel float32[8,8]" in str(error.value)
   assert (folder / "3").exists()  # a good checkpoint isn't set aside
+
+
+def test_later_checkpoints_are_set_aside_not_deleted(folder):
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    assert checkpoints.good() == [2, 3]
+    state, meta = checkpoints.restore(_like(_state(0)), at=2)
+    _equal(state, _state(2))
+    assert meta["metrics_bytes"] == 20 and checkpoints.latest() == 2
+    checkpoints.save(_state(3), {"metrics_bytes": 31})  # made again
+    checkpoints.wait()
+    assert checkpoints.good() == [2, 3]
+    checkpoints.discard_after(2)
+    assert checkpoints.good() == [2]
+  aside = folder.parent / "checkpoints.discarded"
+  assert sorted(p.name for p in aside.iterdir()) == ["3-0", "3-1"]
+  assert (aside / "3-0" / checkpoint.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("free, runs, said", [
+    (10_000, 1, ""), (1600, 1, ""), (1500, 1, "warning: .*3 lie there"), (600, 2, "no checkpoint"),
+    (400, 1, "a checkpoint takes .*: no checkpoint could be written; free")])
+def test_space_is_compared_with_what_checkpoints_take(tmp_path, monkeypatch, capsys, free, runs,
+                                                      said):
+  """A state of 524 bytes; three of them, which lie there at times, take 1,572."""
+  usage = type("usage", (), {"free": free})
+  monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage)
+  with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    if "no checkpoint" in said:
+      with pytest.raises(checkpoint.CheckpointError, match=said):
+        checkpoints.check_space(_like(_state(0)), runs)
+      return
+    checkpoints.check_space(_like(_state(0)), runs)
+  out = capsys.readouterr().out
+  assert re.search(said, out) if said else not out
 
 
 def test_one_to_fall_back_to(tmp_path):
