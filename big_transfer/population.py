@@ -125,7 +125,8 @@ def run_trials(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
     The content of run.json of each; of one that can't be, `status` and `error` alone.
 
   Raises:
-    RuntimeError: training was stopped, or failed as it might not another time; the first error.
+    RuntimeError: training was stopped.
+    Exception: the first that another attempt may not meet, such as of a full disk.
     RecordError: a run folder that another process writes to.
   """
   from big_transfer import train  # here, since only a worker's cores are bound before jax starts
@@ -140,14 +141,13 @@ def run_trials(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
       todo.append(member)
   for group in together(todo, [member["workdir"] for member in todo]):
     size, choice = payload["population"], None
-    if size == AUTO and len(group) > 1:
-      choice = _choose(train, group)
-      size = choice.members
-      print(f"{len(group)} trials: {choice.why}", flush=True)
-    for part in parts(group, 1 if size == AUTO else size):
+    if size == AUTO:
+      choice = _choose(train, group) if len(group) > 1 else None
+      size = choice.members if choice else 1
+    for part in parts(group, size):
       worker.train([{**member, "choice": choice} for member in part])
   if worker.again:
-    raise RuntimeError(worker.again[0])
+    raise worker.again[0]
   return [worker.results[member["workdir"]] for member in members]
 
 
@@ -156,7 +156,7 @@ class _Worker:
 
   Attributes:
     results: workdir → run.json, or `status` and `error` of what can't be.
-    again: errors that another attempt may not meet.
+    again: exceptions that another attempt may not meet.
   """
 
   def __init__(self, train, logs):
@@ -195,7 +195,7 @@ class _Worker:
     else:
       self.results |= {folder: {"status": "failed", "error": value} for folder in folders}
       if not isinstance(caught[0], (ValueError, self._train.NonFiniteError)):
-        self.again.append(value)
+        self.again.append(caught[0])
 
   def _refer(self, log, to):
     pathlib.Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -204,10 +204,18 @@ class _Worker:
 
 
 def _choose(train, group):
-  """The `Choice` for a group, that of one alike if there was any in this process."""
+  """The `Choice` for a group, that of one alike if there was any in this process; None if none can
+  be, since a config is not as it should be: which, shows when they are trained one by one.
+  """
+  config = group[0]["config"]
   same_data = len({member["config"].get("seed") for member in group}) == 1
-  return _chosen(_Asked(train.population_key(group[0]["config"]), json.dumps(group[0]["config"])),
-                 len(group), same_data)
+  try:
+    choice = _chosen(_Asked(train.population_key(config), json.dumps(config)), len(group),
+                     same_data)
+  except ValueError:
+    return None
+  print(f"{len(group)} trials: {choice.why}", flush=True)
+  return choice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,20 +109,22 @@ class _Timed:
     self.bytes = 1 if memory is None else (
         memory.argument_size_in_bytes + memory.temp_size_in_bytes +
         memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    self._step()
+    jax.block_until_ready(self._step())
     self.compiling = time.monotonic() - began
 
   def time(self):
     """Returns the seconds of a step, the mean over a while."""
-    began, steps = time.monotonic(), 0
+    began, steps, before = time.monotonic(), 0, None
     while not steps or time.monotonic() - began < _TURN:
-      self._step()
-      steps += 1
+      measures = self._step()
+      jax.block_until_ready(before)  # a step behind, as the loop does
+      before, steps = measures, steps + 1
+    jax.block_until_ready(before)
     return (time.monotonic() - began) / steps
 
   def _step(self):
     self.state, measures = self.program.step(self.state, self._put(), self._hparams)
-    jax.block_until_ready(measures)
+    return measures
 
   def _put(self):
     return sharding.put_batch(self._batch, self.program.mesh, self._stacked)
