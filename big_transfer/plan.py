@@ -17,7 +17,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -36,12 +35,11 @@ from big_transfer.training import memory as memory_lib
 from big_transfer.training import program as program_lib
 from big_transfer.training import settings as settings_lib
 from big_transfer.training import sharding
+from big_transfer.training import units
 
 BACKENDS = ("cpu", "accelerator")
 # What a process keeps of decoded images, at most, for training and held-out examples together.
 PIXELS = 2 << 30
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
-          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +131,8 @@ def plan(config: Mapping, devices: int | None = None, *, memory: str | int | Non
     backend = "cpu" if jax.default_backend() == "cpu" and devices <= here else "accelerator"
   if backend not in BACKENDS:
     raise configuring.ConfigError(f"backend is {backend!r}: expected {' or '.join(BACKENDS)}")
-  limit = memory if memory is None or isinstance(memory, int) else size(memory, "memory")
-  rate = size(rate, "rate") if isinstance(rate, str) else rate
+  limit = memory if memory is None or isinstance(memory, int) else units.parse(memory, "memory")
+  rate = units.parse(rate, "rate") if isinstance(rate, str) else rate
   classes, examples = _data(settings, classes, examples)
   need, parts, sizes = _need(settings, devices, classes, population, backend)
   members = population or 1
@@ -193,16 +191,6 @@ def _program(settings, classes, population):
           memory_lib.hparam_shapes(len(arguments["patterns"]), population))
 
 
-def size(text: str, what: str) -> int:
-  """Reads "32GiB", "80 GB" or "120TFLOP/s" as a number; `what` it is, for the error."""
-  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGTPE]|[KMGT]i)?(B|FLOPs?(?:/s)?)?\s*", text)
-  wanted = (what == "rate") == bool(match and (match[3] or "B").startswith("FLOP"))
-  if match is None or not wanted or not float(match[1]):
-    example = "120TFLOP/s" if what == "rate" else "32GiB or 80GB"
-    raise configuring.ConfigError(f"{what} is {text!r}: expected a size such as {example}")
-  return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
 def _data(settings, classes, examples):
   """The number of classes and of training examples, as the config's data has them."""
   for name, value in (("classes", classes), ("examples", examples)):
@@ -231,8 +219,8 @@ def _need(settings, devices, classes, population, backend):
     step = shards * settings.accumulate
     near = max(step, round(settings.batch_size / step) * step)
     raise configuring.ConfigError(
-        f"config key 'batch_size' is {settings.batch_size}: expected a multiple of {step}, {shards} "
-        f"devices that split a batch (config.mesh) × {settings.accumulate} micro-batches, such as "
+        f"config key 'batch_size' is {settings.batch_size}: expected a multiple of {step}, "
+        f"{shards} devices that split a batch (config.mesh) × {settings.accumulate} micro-batches, such as "
         f"{near}")
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes),
                       axis_types=(AxisType.Auto,) * len(sizes))
@@ -334,64 +322,47 @@ def text(plan_: Plan) -> str:
   devices = math.prod(p.mesh.values())
   runs = "" if p.members is None else f", {p.members} runs at once"
   lines = [
-      f"{p.model}: {p.parameters / 1e6:,.1f} M parameters, {_flop(p.flops_example)} forward an "
-      f"example, {_flop(p.flops_step)} a step of {p.batch_size} examples{runs}",
+      f"{p.model}: {p.parameters / 1e6:,.1f} M parameters, "
+      f"{units.flop_text(p.flops_example)} forward an example, {units.flop_text(p.flops_step)} a "
+      f"step of {p.batch_size} examples{runs}",
       f"{p.steps:,} steps, {p.steps * p.batch_size:,} examples seen of {p.train_examples:,} "
       f"({p.classes:,} classes)",
-      f"{devices} device{'s' if devices > 1 else ''}: " + ", ".join(f"{axis} {n}" for axis, n in p.mesh.items())]
-  lines += [f"  {name} {tuple(shape)}: {split}, {_bytes(size_)} each"
+      f"{devices} device{'s' if devices > 1 else ''}: " +
+      ", ".join(f"{axis} {n}" for axis, n in p.mesh.items())]
+  lines += [f"  {name} {tuple(shape)}: {split}, {units.bytes_text(size_)} each"
             for name, shape, split, size_ in p.tensors]
   lines += ["", f"on each device, at the peak of a step (as on {_article(p.backend)}):"]
-  lines += [f"  {name:<24}{_bytes(value):>12}" for name, value in (
+  lines += [f"  {name:<24}{units.bytes_text(value):>12}" for name, value in (
       ("parameters", m.parameters), ("optimiser", m.optimiser), ("batch", m.batch),
       ("gradients", m.gradients), ("activations", m.activations), ("in all", m.total))]
   if p.compiled is not None:
-    lines.append(f"  {'XLA here, compiled':<24}{_bytes(p.compiled.total):>12}  "
+    lines.append(f"  {'XLA here, compiled':<24}{units.bytes_text(p.compiled.total):>12}  "
                  f"(estimated at {m.total / p.compiled.total:.2f} of it)")
   if p.limit is not None:
     over = m.total - p.limit
-    lines.append(f"fits in {_bytes(p.limit)}, {_bytes(-over)} to spare" if p.fits else
-                 f"DOES NOT FIT in {_bytes(p.limit)}: {_bytes(over)} too much")
+    limit, gap = units.bytes_text(p.limit), units.bytes_text(abs(over))
+    lines.append(f"fits in {limit}, {gap} to spare" if p.fits else
+                 f"DOES NOT FIT in {limit}: {gap} too much")
   if p.fits is False:
     lines.append("turned one upon the other:")
-    lines += [f"  {change:<44}{_bytes(total):>12}{'  fits' if total <= p.limit else ''}"
+    lines += [f"  {change:<44}{units.bytes_text(total):>12}{'  fits' if total <= p.limit else ''}"
               for change, total in p.advice]
   if p.fits is False and (not p.advice or p.advice[-1][1] > p.limit):
     lines.append("  that is not enough: more devices, a smaller model, a mesh whose fsdp "
                  "divides more of it, or optim.name=adafactor")
-  lines += ["", f"a checkpoint: {_bytes(p.checkpoint)}; on disk at once at most: "
-            f"{_bytes(p.checkpoints)}",
+  lines += ["", f"a checkpoint: {units.bytes_text(p.checkpoint)}; on disk at once at most: "
+            f"{units.bytes_text(p.checkpoints)}",
             "memory of the hosts together: " + ", ".join(
-                f"{name} {_bytes(value)}" for name, value in p.host.items())]
+                f"{name} {units.bytes_text(value)}" for name, value in p.host.items())]
   if p.seconds is not None:
     rate = p.steps * p.flops_step / p.seconds / devices
-    lines.append(f"time: {_hours(p.seconds)} for all steps, evaluations not counted "
-                 f"({_flop(rate)}/s on each device)")
+    lines.append(f"time: {units.time_text(p.seconds)} for all steps, evaluations not counted "
+                 f"({units.flop_text(rate)}/s on each device)")
   return "\n".join(lines)
 
 
 def _article(backend):
   return {"cpu": "a CPU", "accelerator": "an accelerator"}[backend]
-
-
-def _bytes(count):
-  for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
-    if count >= unit:
-      return f"{count / unit:,.2f} {name}"
-  return f"{count / 2**10:,.1f} KiB"
-
-
-def _flop(count):
-  for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
-    if count >= unit:
-      return f"{count / unit:,.1f} {name}FLOP"
-  return f"{count / 1e6:,.1f} MFLOP"
-
-
-def _hours(seconds):
-  if seconds < 600:
-    return f"{seconds:,.0f} seconds"
-  return f"{seconds / 3600:,.1f} hours" if seconds < 96 * 3600 else f"{seconds / 86400:,.1f} days"
 
 
 def main(argv=None):

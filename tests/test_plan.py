@@ -10,6 +10,7 @@ import pytest
 
 from big_transfer import plan as plan_lib
 from big_transfer.runs import configuring
+from big_transfer.training import units
 from tests import toy
 
 CONFIG = "configs/pretrain/fractals.py:vit"
@@ -64,8 +65,8 @@ def test_a_plan_of_two_billion_parameters_allocates_nothing():
 @pytest.mark.parametrize("text,value", [
     ("32GiB", 32 * 2**30), ("80 GB", 80e9), ("1.5TiB", 1.5 * 2**40), ("512MiB", 2**29)])
 def test_sizes(text, value):
-  assert plan_lib.size(text, "memory") == value
-  assert plan_lib.size("120TFLOP/s", "rate") == 120e12
+  assert units.parse(text, "memory") == value
+  assert units.parse("120TFLOP/s", "rate") == 120e12
 
 
 @pytest.mark.parametrize("config,devices,settings,words", [

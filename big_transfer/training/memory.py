@@ -126,7 +126,7 @@ class Compiled(NamedTuple):
 
 
 def compiled(step, *shapes) -> Compiled:
-  """Compiles a jitted step for its shapes, allocates nothing, and returns what XLA says it needs."""
+  """Compiles a jitted step for its shapes and returns what XLA says it needs; allocates nothing."""
   found = step.lower(*shapes).compile().memory_analysis()
   return Compiled(found.argument_size_in_bytes,
                   found.output_size_in_bytes - found.alias_size_in_bytes,

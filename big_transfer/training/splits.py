@@ -135,4 +135,5 @@ def _stack(params, splits, shapes, out, sizes):
 
 
 _RULES = {"dot_general": _dot, "reshape": _reshape, "transpose": _transpose,
-          "broadcast_in_dim": _broadcast, "squeeze": _squeeze, "concatenate": _concatenate, "stack": _stack}
+          "broadcast_in_dim": _broadcast, "squeeze": _squeeze, "concatenate": _concatenate,
+          "stack": _stack}

@@ -15,7 +15,8 @@ from big_transfer.training import splits
 
 MODELS = {
     "vit": dict(name="vit", width=64, depth=4, heads=4, mlp_dim=256, patch=8, pool="gap"),
-    "mixer": dict(name="mixer", width=64, depth=4, tokens_mlp_dim=32, channels_mlp_dim=256, patch=8),
+    "mixer": dict(name="mixer", width=64, depth=4, tokens_mlp_dim=32, channels_mlp_dim=256,
+                  patch=8),
     "resnet": dict(name="resnet", width=0.25, depths=(1, 1, 1), root_kernel=3, root_stride=2,
                    root_pool=True),
     "wide": dict(name="vit", width=512, depth=2, heads=8, mlp_dim=2048, patch=8, pool="tok")}
