@@ -126,8 +126,8 @@ def run_trials(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Raises:
     RuntimeError: training was stopped.
-    Exception: the first that another attempt may not meet, such as of a full disk.
-    RecordError: a run folder that another process writes to.
+    Exception: the first that another attempt may not meet, such as of a full disk, or of a folder
+      that another process writes to; all that could be trained is.
   """
   from big_transfer import train  # here, since only a worker's cores are bound before jax starts
   members = [{**member, "allow_changes": True} for member in payload["members"]]
@@ -183,8 +183,7 @@ class _Worker:
       self.results |= dict(zip(folders, value))
       if any(run["status"] == "interrupted" for run in value):
         raise RuntimeError("training stopped early: interrupted")
-    elif not caught or isinstance(caught[0], records.RecordError) or not isinstance(
-        caught[0], Exception):
+    elif not caught or not isinstance(caught[0], Exception):
       raise caught[0] if caught else RuntimeError(value)
     elif len(part) > 1 and isinstance(caught[0], ValueError):
       for member in part:  # which of them it is about, if not all
@@ -194,7 +193,8 @@ class _Worker:
         self.train(half)
     else:
       self.results |= {folder: {"status": "failed", "error": value} for folder in folders}
-      if not isinstance(caught[0], (ValueError, self._train.NonFiniteError)):
+      final = isinstance(caught[0], (ValueError, self._train.NonFiniteError))
+      if not final or isinstance(caught[0], records.RecordError):  # a lock is let go some time
         self.again.append(caught[0])
 
   def _refer(self, log, to):

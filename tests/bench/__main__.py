@@ -4,7 +4,8 @@
 
 Each part runs in a fresh process, so that its start and its peak memory are its own. The whole
 takes about 7 minutes on 2 idle cores, and 5 GB of memory for the probes of 1000 classes; prints a
-table, and writes all repeats as JSON.
+table, and writes all repeats as JSON. The part `population` takes some 10 minutes more and is run
+only where it is named.
 """
 import argparse
 import datetime
@@ -49,7 +50,8 @@ def main(argv=None):
   if args.only and "big_vision" in args.only and not args.big_vision:
     parser.error("--only big_vision needs --big-vision PATH, the root of a checkout")
   data, env = _data(dict(os.environ))
-  chosen = args.only or [part for part in PARTS if part != "big_vision" or args.big_vision]
+  chosen = args.only or [
+      part for part in PARTS if part != "population" and (part != "big_vision" or args.big_vision)]
   report = {"machine": _machine(), "data": data, "rows": []}
   for part in chosen:
     print(f"measuring {part} …", file=sys.stderr, flush=True)
@@ -188,9 +190,21 @@ def _loop(data, env, args):
   return [{**_row("loop", "images/s", rates, note), "others": others}, _peak("loop", peak, others)]
 
 
+def _population(data, env, args):
+  """Runs an hour of a sweep of 16, as a population and one after the other."""
+  del data, args
+  run = _Process([sys.executable, "-m", "tests.bench.population"], env)
+  lines = [line for line, _ in run.lines()]
+  code, _, _, others = run.end()
+  if code:
+    raise RuntimeError(lines[-1].strip() if lines else f"exit code {code}")
+  return [{**row, "others": others} for row in json.loads(lines[-1])]
+
+
 PARTS = {"step": _step, "forward": _forward, "first_step": _first_step, "loop": _loop,
          "inputs": _inputs, "fewshot": _fewshot, "probes": _probes,
-         "accelerator": _accelerator, "ratio": _ratio, "big_vision": _big_vision}
+         "accelerator": _accelerator, "population": _population, "ratio": _ratio,
+         "big_vision": _big_vision}
 
 
 class _Process:
