@@ -340,7 +340,8 @@ def _recorded(folder, config, label):
     return config, False
   recorded = records.read_config(folder)
   config = _shared(config, recorded)
-  changed = configuring.differences(recorded, config, configuring.HOUSEKEEPING)
+  changed = configuring.differences(
+      recorded, config, configuring.HOUSEKEEPING + configuring.PLACEMENT)
   if changed:
     raise configuring.ConfigError(
         f"trial '{label}' was begun in '{folder}' with another base config: "

@@ -148,12 +148,15 @@ class Saving:
 def recorded(config: Mapping) -> dict[str, Any]:
   """A config, plain, as a run records it and is named by: without keys that stand for nothing.
 
-  Such are a length, a name or a fraction that isn't given: then the config says what one said
-  that was written before there was the key.
+  Such are a length, a name or a fraction that isn't given, or an axis of the mesh that splits
+  nothing: then the config says what one said that was written before there was the key.
   """
   config = configuring.plain(config)
   config = {key: value for key, value in config.items()
             if key not in _ABSENT or value not in _ABSENT[key]}
+  if isinstance(config.get("mesh"), dict):
+    config["mesh"] = {axis: size for axis, size in config["mesh"].items()
+                      if axis == "data" or size != 1}
   upstream = config.get("upstream")
   if isinstance(upstream, dict) and upstream.get("fraction", 1) == 1:
     subset.check(upstream.get("fraction", 1), upstream.get("fraction_seed", 0))

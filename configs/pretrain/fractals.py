@@ -33,7 +33,7 @@ def get_config(model="vit"):
                          fraction=1.0, fraction_seed=0)
   config.fit = "squash"
   config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
-  config.mesh = dict(data=-1)
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
   config.sharding = None
   config.loss = "softmax_xent"
   config.label_smoothing = 0.0
