@@ -85,7 +85,7 @@ def together(items: Sequence, folders: Sequence[pathlib.Path]) -> list[list]:
 
 
 def _place(folder):
-  """Where a run goes on: its newest checkpoints' steps, or that it has none, or that it diverged."""
+  """Where a run goes on: its newest checkpoints' steps, or that it is fresh, or diverged."""
   from big_transfer.training import checkpoint  # here: it takes seconds to import
   run = _run(folder)
   if run.get("status") == "failed" and run.get("error", "").startswith("NonFiniteError"):
@@ -200,7 +200,8 @@ class _Worker:
   def _refer(self, log, to):
     pathlib.Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
-      file.write(f"trained in a population, whose output is in {os.path.relpath(to, log + '/..')}\n")
+      file.write("trained in a population, whose output is in "
+                 f"{os.path.relpath(to, log + '/..')}\n")
 
 
 def _choose(train, group):

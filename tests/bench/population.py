@@ -1,4 +1,4 @@
-"""What a population is worth: a sweep of 16 runs batched, as `auto` has it, and one after the other.
+"""What a population is worth: 16 runs batched, as `auto` has it, and one after the other.
 
     python -m big_transfer.sweep --sweep tests/bench/population.py:vit --workdir DIR --jobs 1 \\
         --population auto
