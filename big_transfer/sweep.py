@@ -15,6 +15,10 @@ Local workers divide the cores. On an accelerator, which takes one process at a 
 `--jobs 1`. On a cluster, `--workdir` and the data are on storage that all its nodes see, and this
 package is installed on each; a trial lost with its node is continued elsewhere.
 
+With `--population N|auto`, trials that differ in rates, decays, seeds, smoothing or mixup alone are
+trained as one program, at most N at once, each with the record it would have had alone; with
+`auto` only where that was timed to be faster (log.txt and run.json say so); see `population`.
+
 Exit codes: 0 all finished, 1 some failed, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 import argparse
