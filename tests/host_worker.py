@@ -2,7 +2,8 @@
 
 Arguments after the folder are those of `big_transfer.train`. Environment: ARGUMENT is the config's;
 FAULT is what happens to process FAULT_PROCESS (1) as it reads the batch of step FAULT_STEP: a
-signal's number, or "raise". What a process read, drew and restored goes to WORKDIR.PROCESS.jsonl, an object a line.
+signal's number, or "raise". What a process read, drew and restored goes to WORKDIR.PROCESS.jsonl,
+an object a line.
 """
 import hashlib
 import json

@@ -198,8 +198,8 @@ class Checkpoints:
       # Also when asked again: to begin anew is for the user to say.
       raise CheckpointError(
           f"no good checkpoint in {self._folder}{': ' if reasons else ''}{'; '.join(reasons)}. "
-          f"What was found bad lies in {self._bad}. Put back a good copy, train in a new workdir, or "
-          "remove that folder to begin this one anew")
+          f"What was found bad lies in {self._bad}. Put back a good copy, train in a new workdir, "
+          "or remove that folder to begin this one anew")
     return None
 
   def _newest_good(self, reasons):
