@@ -220,8 +220,8 @@ def _need(settings, devices, classes, population, backend):
     near = max(step, round(settings.batch_size / step) * step)
     raise configuring.ConfigError(
         f"config key 'batch_size' is {settings.batch_size}: expected a multiple of {step}, "
-        f"{shards} devices that split a batch (config.mesh) × {settings.accumulate} micro-batches, such as "
-        f"{near}")
+        f"{shards} devices that split a batch (config.mesh) × {settings.accumulate} "
+        f"micro-batches, such as {near}")
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes),
                       axis_types=(AxisType.Auto,) * len(sizes))
   parts = program_lib.pure(mesh, classes=classes, **arguments)
@@ -282,9 +282,9 @@ def _shards(settings, devices, population):
 def _over_fsdp(settings, devices, population):
   """Parameters and moments in parts over what so far only the examples are split over."""
   sizes = sharding.axis_sizes(settings.mesh, devices, population)
-  if "fsdp" in settings.mesh or sizes.get("data", 1) == 1:
+  if sizes.get("fsdp", 1) > 1 or sizes.get("data", 1) == 1:
     return None
-  axes = {"fsdp" if axis == "data" else axis: n for axis, n in settings.mesh.items()}
+  axes = {**settings.mesh, "data": 1, "fsdp": settings.mesh["data"]}
   return f"mesh={json.dumps(axes)}", {"mesh": axes}
 
 
@@ -328,7 +328,7 @@ def text(plan_: Plan) -> str:
       f"{p.steps:,} steps, {p.steps * p.batch_size:,} examples seen of {p.train_examples:,} "
       f"({p.classes:,} classes)",
       f"{devices} device{'s' if devices > 1 else ''}: " +
-      ", ".join(f"{axis} {n}" for axis, n in p.mesh.items())]
+      ", ".join(f"{axis} {n}" for axis, n in p.mesh.items() if n > 1 or devices == 1)]
   lines += [f"  {name} {tuple(shape)}: {split}, {units.bytes_text(size_)} each"
             for name, shape, split, size_ in p.tensors]
   lines += ["", f"on each device, at the peak of a step (as on {_article(p.backend)}):"]
