@@ -185,7 +185,7 @@ def measured(config: Mapping, classes: int, steps: int = 5) -> float:
 
 def _program(settings, classes, population):
   """The compiled program, and a batch and hparams for it as shapes."""
-  arguments = train_lib._program_arguments(settings)
+  arguments = train_lib.program_arguments(settings)
   program = program_lib.build(classes=classes, members=population, **arguments)
   return (program, memory_lib.batch_shapes(settings.batch_size, settings.image_size, population),
           memory_lib.hparam_shapes(len(arguments["patterns"]), population))
@@ -211,7 +211,7 @@ def _data(settings, classes, examples):
 def _need(settings, devices, classes, population, backend):
   """The memory of a step, the program's parts and the mesh's sizes."""
   settings_lib.check_model(settings)
-  arguments = train_lib._program_arguments(settings)  # the one list of what a program is made of
+  arguments = train_lib.program_arguments(settings)  # the one list of what a program is made of
   arguments["model"] = _for_backend(settings.model, backend)
   sizes = sharding.axis_sizes(arguments.pop("mesh"), devices, population)
   shards = sizes.get("data", 1) * sizes.get("fsdp", 1)

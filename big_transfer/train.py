@@ -159,7 +159,7 @@ def program_key(config: Mapping[str, Any]) -> str:
   """Returns text that is equal for configs whose runs can share compiled programs."""
   settings = _settings(config)
   return configuring.canonical([
-      _program_arguments(settings), settings.task, settings.evals, settings.batch_size])
+      program_arguments(settings), settings.task, settings.evals, settings.batch_size])
 
 
 def choose_population(config: Mapping[str, Any], members: int, *, same_data: bool
@@ -174,7 +174,7 @@ def choose_population(config: Mapping[str, Any], members: int, *, same_data: boo
   settings = _settings(config)
   settings_lib.check(settings)
   data = upstream_lib.open_data(settings)
-  arguments = dict(classes=data.train.num_classes, **_program_arguments(settings))
+  arguments = dict(classes=data.train.num_classes, **program_arguments(settings))
   return batching.choose(lambda members: program_lib.build(members=members, **arguments),
                          settings, data, members, same_data=same_data)
 
@@ -276,7 +276,7 @@ def _prepare(begun, stop_check):
   total_steps = settings.steps(data.train_examples)
   program = program_lib.build(
       classes=data.train.num_classes, members=len(begun) if len(begun) > 1 else None,
-      **_program_arguments(settings))
+      **program_arguments(settings))
   members = [
       members_lib.Member(run, record, own, names=program.names, total_steps=total_steps)
       for (run, record), own in zip(begun, each)]
@@ -293,7 +293,7 @@ def _prepare(begun, stop_check):
       total_steps=total_steps)
 
 
-def _program_arguments(settings):
+def program_arguments(settings):
   """What a program is compiled from, but the number of classes; checks its sections' keys."""
   optimiser = {k: v for k, v in settings.optim.items() if k != "schedule"}
   configuring.check(optim.build, optimiser, "optim", given=("names",))

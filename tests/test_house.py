@@ -19,7 +19,7 @@ def test_paths_in_the_readme_exist():
   assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-@pytest.mark.parametrize("module", ["train", "sweep", "evaluate", "study.__main__"])
+@pytest.mark.parametrize("module", ["train", "sweep", "evaluate", "plan", "study.__main__"])
 def test_commands_of_the_readme_explain_themselves(module):
   name = module.removesuffix(".__main__")
   result = subprocess.run([sys.executable, "-m", f"big_transfer.{name}", "--help"],
@@ -44,7 +44,7 @@ def test_no_figure_is_missing_in_the_readme():
 
 def test_flags_in_the_readme_are_taken():
   text = (ROOT / "README.md").read_text()
-  for module in ("train", "sweep", "evaluate", "study"):
+  for module in ("train", "sweep", "evaluate", "plan", "study"):
     usage = subprocess.run([sys.executable, "-m", f"big_transfer.{module}", "--help"],
                            capture_output=True, text=True, check=True).stdout
     for command in re.findall(rf"-m big_transfer\.{module} (.+)", text):
@@ -53,7 +53,7 @@ def test_flags_in_the_readme_are_taken():
 
 
 def test_the_core_never_imports_tensorflow_or_torch():
-  code = ("import big_transfer.train, big_transfer.evaluate, big_transfer.sweep, sys;"
+  code = ("import big_transfer.train, big_transfer.evaluate, big_transfer.sweep, big_transfer.plan, sys;"
           "import big_transfer.study.__main__;"
           "print([m for m in ('tensorflow', 'torch', 'pickle5') if m in sys.modules])")
   result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True,
