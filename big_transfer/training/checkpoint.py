@@ -20,6 +20,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from typing import NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from big_transfer.training import hosts
 MANIFEST = "manifest.json"
 DISCARDED = ".discarded"  # after the folder's name: good checkpoints from beyond a common step
 FORMAT = 1
+_POLL_SECONDS = 0.01
 
 
 class CheckpointError(ValueError):
@@ -39,12 +41,36 @@ class CheckpointError(ValueError):
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which is told when to save."""
+  """Orbax's manager, which is told when to save.
+
+  Attributes:
+    failure: what this process's part of a save raised; None while all went well.
+  """
+  failure = None
 
   def reached_preemption(self, step):
     """Leaves JAX's count of polls to `hosts.stop`; Orbax's, of steps, would garble it."""
     del step
     return False
+
+  def _wait_for_checkpointers(self):
+    """Called in the thread that ends a save, which then waits for those of all processes.
+
+    Where this process failed these never come, since they wait for its part: see `wait`.
+    """
+    try:
+      super()._wait_for_checkpointers()
+    except Exception as e:
+      self.failure = e
+      raise
+
+  def wait(self):
+    """Returns when nothing is being saved; raises what the save raised in this process, at once."""
+    while jax.process_count() > 1 and self.is_saving_in_progress():
+      if self.failure is not None:
+        raise self.failure
+      time.sleep(_POLL_SECONDS)
+    self.wait_until_finished()
 
 
 class Checkpoints:
@@ -109,7 +135,7 @@ class Checkpoints:
   def wait(self):
     """Returns when nothing is being saved; raises what the save raised."""
     with self._told():
-      self._manager.wait_until_finished()
+      self._manager.wait()
 
   @contextlib.contextmanager
   def _told(self):
@@ -191,8 +217,8 @@ class Checkpoints:
       except CheckpointError:
         raise
       except Exception as e:  # Orbax raises many kinds for a folder that it can't read
-        if jax.process_count() > 1:
-          raise  # perhaps of this process alone, and the others are reading
+        if jax.process_count() > 1 or _is_of_memory(e):
+          raise  # of this process alone, perhaps, or no fault of the checkpoint's
         self._part_with(step, f"can't be read ({type(e).__name__}: {e})", reasons)
     if hosts.on_main(lambda: self._bad.is_dir() and any(self._bad.iterdir())):
       # Also when asked again: to begin anew is for the user to say.
@@ -351,6 +377,11 @@ def _bytes(like):
 
 def _mib(size):
   return f"{size / 2**20:,.1f} MiB"
+
+
+def _is_of_memory(error):
+  """Whether memory, the host's or a device's, was too small for what was to be read."""
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _cause(error):

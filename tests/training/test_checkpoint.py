@@ -28,12 +28,18 @@ def _equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.fixture
-def folder(tmp_path):
-  with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("written") / "checkpoints"
+  with checkpoint.Checkpoints(folder) as checkpoints:
     for step in (1, 2, 3):
       checkpoints.save(_state(step), {"metrics_bytes": 10 * step})
-  return tmp_path / "checkpoints"
+  return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+  return shutil.copytree(written, tmp_path / "checkpoints")
 
 
 def _restore(folder, like):
@@ -120,6 +126,17 @@ def test_another_model_is_told_by_name(folder):
   assert "- params/head/kernel float32[8,9]" in str(error.value)
   assert "+ params/head/kernel float32[8,8]" in str(error.value)
   assert (folder / "3").exists()  # a good checkpoint isn't set aside
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: of memory")])
+def test_memory_that_is_too_small_is_no_fault_of_a_checkpoint(folder, monkeypatch, error):
+  def full(self, step, like):
+    raise error
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "_read", full)
+  with pytest.raises(type(error)):
+    _restore(folder, _like(_state(0)))
+  assert (folder / "3").exists() and not (folder.parent / "checkpoints.bad").exists()
 
 
 def test_later_checkpoints_are_set_aside_not_deleted(folder):
