@@ -14,6 +14,7 @@ import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
 
+from big_transfer.runs import configuring
 from big_transfer.runs import engines
 from big_transfer.runs import records
 from big_transfer.runs.engines import tasks as tasks_lib
@@ -86,13 +87,17 @@ def together(items: Sequence, folders: Sequence[pathlib.Path]) -> list[list]:
 
 def _place(folder):
   """Where a run goes on: its newest checkpoints' steps, or that it is fresh, or diverged."""
-  from big_transfer.training import checkpoint  # here: it takes seconds to import
   run = _run(folder)
   if run.get("status") == "failed" and run.get("error", "").startswith("NonFiniteError"):
     return {_DIVERGED}
-  saved = [int(path.parent.name) for path in
-           (folder / "checkpoints").glob(f"*/{checkpoint.MANIFEST}") if path.parent.name.isdigit()]
-  return set(sorted(saved)[-_NEWEST:]) or {_FRESH}
+  return set(_saved(folder)[-_NEWEST:]) or {_FRESH}
+
+
+def _saved(folder):
+  """The steps of a run's checkpoints, rising."""
+  from big_transfer.training import checkpoint  # here: it takes seconds to import
+  return sorted(int(path.parent.name) for path in pathlib.Path(folder).glob(
+      f"checkpoints/*/{checkpoint.MANIFEST}") if path.parent.name.isdigit())
 
 
 def _run(folder):
@@ -105,7 +110,9 @@ def task(tasks: Sequence[engines.Task], most: str | int) -> engines.Task:
   first = tasks[0]
   if len(tasks) == 1:
     return first
-  return dataclasses.replace(first, payload={
+  # Not the key of the first alone: an engine may know of a job of it that is grouped otherwise.
+  key = configuring.identity("population", {"keys": [task.key for task in tasks]})
+  return dataclasses.replace(first, key=key, payload={
       "members": [task.payload for task in tasks], "logs": [task.log for task in tasks],
       "population": most})
 
@@ -129,7 +136,9 @@ def run_trials(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
     Exception: the first that another attempt may not meet, such as of a full disk, or of a folder
       that another process writes to; all that could be trained is.
   """
-  from big_transfer import train  # here, since only a worker's cores are bound before jax starts
+  # Here, since only a worker's cores are bound before jax starts.
+  from big_transfer import train
+  from big_transfer.training import interrupts as interrupts_lib
   members = [{**member, "allow_changes": True} for member in payload["members"]]
   worker = _Worker(train, dict(zip((m["workdir"] for m in members), payload["logs"], strict=True)))
   todo = []
@@ -139,13 +148,16 @@ def run_trials(payload: Mapping[str, Any]) -> list[dict[str, Any]]:
       worker.results[member["workdir"]] = run
     else:
       todo.append(member)
-  for group in together(todo, [member["workdir"] for member in todo]):
-    size, choice = payload["population"], None
-    if size == AUTO:
-      choice = _choose(train, group) if len(group) > 1 else None
-      size = choice.members if choice else 1
-    for part in parts(group, size):
-      worker.train([{**member, "choice": choice} for member in part])
+  with interrupts_lib.Interrupts() as interrupts:
+    for group in together(todo, [member["workdir"] for member in todo]):
+      size, choice = payload["population"], None
+      if size == AUTO:
+        choice = _choose(train, group) if len(group) > 1 else None
+        size = choice.members if choice else 1
+      for part in parts(group, size):
+        if signal := interrupts.poll():
+          raise RuntimeError(f"training stopped early by {signal}")
+        worker.train([{**member, "choice": choice} for member in part])
   if worker.again:
     raise worker.again[0]
   return [worker.results[member["workdir"]] for member in members]
@@ -210,9 +222,10 @@ def _choose(train, group):
   """
   config = group[0]["config"]
   same_data = len({member["config"].get("seed") for member in group}) == 1
+  step = min(max(_saved(member["workdir"]), default=0) for member in group)
   try:
     choice = _chosen(_Asked(train.population_key(config), json.dumps(config)), len(group),
-                     same_data)
+                     same_data, step)
   except ValueError:
     return None
   print(f"{len(group)} trials: {choice.why}", flush=True)
@@ -227,9 +240,10 @@ class _Asked:
 
 
 @functools.lru_cache(maxsize=64)
-def _chosen(asked, members, same_data):
+def _chosen(asked, members, same_data, step):
   from big_transfer import train
-  return train.choose_population(json.loads(asked.config), members, same_data=same_data)
+  return train.choose_population(
+      json.loads(asked.config), members, same_data=same_data, step=step)
 
 
 def outcomes(of_tasks: Sequence[engines.Outcome], members: Sequence[Sequence]
@@ -280,7 +294,7 @@ class InTrials:
     if not progress.running or time.monotonic() - self._looked > _POLL_SECONDS:
       self._look()
     counts = collections.Counter(self._ended.values())
-    left = len(self._folders) - len(self._ended)
+    left = len(self._folders) - counts["finished"] - counts["failed"]
     self._show(dataclasses.replace(
         progress, done=counts["finished"], failed=counts["failed"], total=len(self._folders),
         running=min(left, progress.running * self._largest)))
@@ -288,10 +302,9 @@ class InTrials:
   def _look(self):
     self._looked = time.monotonic()
     for folder in self._folders:
-      if folder not in self._ended and self._changed(folder) != self._before[folder]:
-        status = _run(folder).get("status")
-        if status in ("finished", "failed"):
-          self._ended[folder] = status
+      # What failed may be tried again.
+      if self._ended.get(folder) != "finished" and self._changed(folder) != self._before[folder]:
+        self._ended[folder] = _run(folder).get("status")
 
   def _changed(self, folder):
     path = folder / records.RUN

@@ -162,21 +162,22 @@ def program_key(config: Mapping[str, Any]) -> str:
       program_arguments(settings), settings.task, settings.evals, settings.batch_size])
 
 
-def choose_population(config: Mapping[str, Any], members: int, *, same_data: bool
-                      ) -> batching.Choice:
+def choose_population(config: Mapping[str, Any], members: int, *, same_data: bool,
+                      step: int = 0) -> batching.Choice:
   """Finds out how many runs that are alike (`population_key`) are best trained at once, by timing.
 
   Args:
     config: of one of them.
     members: the most there can be.
     same_data: whether their seeds are equal.
+    step: where they go on from.
   """
   settings = _settings(config)
   settings_lib.check(settings)
   data = upstream_lib.open_data(settings)
   arguments = dict(classes=data.train.num_classes, **program_arguments(settings))
   return batching.choose(lambda members: program_lib.build(members=members, **arguments),
-                         settings, data, members, same_data=same_data)
+                         settings, data, members, same_data=same_data, step=step)
 
 
 def _train(begun, interrupts):
@@ -230,8 +231,10 @@ def _train(begun, interrupts):
     raise
   clock["wall"] += time.time() - started
   stopped = bool(stop) and not (last and all(member.evaluated for _, member in group.live))
-  progress.end(f"stopped by {stop} at step {step} of {group.total_steps}, saved; the same command "
-               "continues" if stopped else f"finished {step} steps")
+  progress.end(
+      "no run is left: all diverged" if not group.live else
+      f"stopped by {stop} at step {step} of {group.total_steps}, saved; the same command continues"
+      if stopped else f"finished {step} steps")
   for _, member in group.live:
     member.record.update_run(
         status="interrupted" if stopped else "finished", step=step,

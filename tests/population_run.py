@@ -36,7 +36,8 @@ def configs(model, seeds, **changes):
                    rules=(("head/.*", dict(lr=1.0 + i, wd=0.1 * i)), (".*", dict(wd=0.01)))),
         evals=dict(upstream=dict(kind="classification", every=100)))
     made.append(config.unlock())
-    made[-1].update(changes)
+    for key, value in changes.items():  # whole: `update` would leave what a section has beside
+      made[-1][key] = value
   return made
 
 
@@ -105,8 +106,9 @@ def _difference(one, other):
 
 
 def saving(**changes):
-  """Configs of a short population with several saves."""
-  return configs("vit", "different", **{"total_steps": 8, "checkpoint": dict(every=2), **changes})
+  """Configs of a short population with several saves and no evaluators."""
+  return configs("vit", "different", **{
+      "total_steps": 8, "checkpoint": dict(every=2), "evals": {}, **changes})
 
 
 @contextlib.contextmanager

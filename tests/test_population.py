@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -18,6 +19,8 @@ from big_transfer.runs import engines
 from big_transfer.runs import records
 from big_transfer.training import batching
 from big_transfer.training import checkpoint
+from big_transfer.training import interrupts
+from big_transfer.training import program as program_lib
 from big_transfer.training import upstream
 from tests import population_run
 from tests import toy
@@ -28,22 +31,10 @@ M = population_run.MEMBERS
 # ---- as alone ----
 
 
-def _check(found, devices):
-  assert found["devices"] == devices
-  assert found["draws"], "rows differ in more than their values: other data, draws or steps"
-  assert found["gradients"] < 1e-5 and found["losses"] < 1e-5, found
-  assert found["accuracy"] <= 0.05, "one of the twenty examples held out may cross a boundary"
-  assert found["spread"] > 1e-3, "members are alike, so that mixing them up would not show"
-
-
-def test_members_are_as_alone(tmp_path):
-  _check(population_run.compare(tmp_path, "vit", "different"), 8)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("seeds", ["different", "equal"])
-@pytest.mark.parametrize("model", population_run.MODELS)
+@pytest.mark.parametrize("model, seeds, devices", [
+    ("vit", "different", 8), ("mixer", "equal", 8), ("resnet", "different", 1),
+    ("vit", "equal", 1)])
 def test_members_are_as_alone_in_every_family(tmp_path, model, seeds, devices):
   flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
   ended = subprocess.run(
@@ -51,7 +42,12 @@ def test_members_are_as_alone_in_every_family(tmp_path, model, seeds, devices):
       env={**os.environ, "XLA_FLAGS": flags}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
       text=True)
   assert ended.returncode == 0, ended.stdout
-  _check(json.loads(ended.stdout.splitlines()[-1]), devices)
+  found = json.loads(ended.stdout.splitlines()[-1])
+  assert found["devices"] == devices
+  assert found["draws"], "rows differ in more than their values: other data, draws or steps"
+  assert found["gradients"] < 1e-5 and found["losses"] < 1e-5, found
+  assert found["accuracy"] <= 0.05, "one of the twenty examples held out may cross a boundary"
+  assert found["spread"] > 1e-3, "members are alike, so that mixing them up would not show"
 
 
 # ---- killed, continued, diverged ----
@@ -82,6 +78,16 @@ def undisturbed(tmp_path_factory):
   return folder
 
 
+def test_a_member_takes_the_steps_it_takes_alone(undisturbed, tmp_path):
+  train.train(population_run.saving()[2], tmp_path)
+  together, alone = population_run.rows(undisturbed / "2"), population_run.rows(tmp_path)
+  assert [{**row, "value": 0} for row in alone] == [{**row, "value": 0} for row in together]
+  losses, expected = ([row["value"] for row in rows if row["metric"] == "loss"]
+                      for rows in (together, alone))
+  assert losses == pytest.approx(expected, rel=1e-5) and len(losses) == 8
+
+
+@pytest.mark.slow
 def test_a_kill_between_saves_leaves_a_common_step(undisturbed, tmp_path):
   with population_run.dying_at_save(M + 2, _kill), pytest.raises(Killed):
     population_run.population(tmp_path, population_run.saving())
@@ -215,6 +221,30 @@ def in_process(monkeypatch):
   return given
 
 
+@pytest.fixture
+def trained(monkeypatch):
+  """Training that takes no time; a rate of 1e30 diverges. Lists the folders of each call."""
+  calls = []
+
+  def population_of(runs):
+    calls.append([run["workdir"] for run in runs])
+    results = []
+    for run in runs:
+      diverges = run["config"]["optim"]["lr"] > 1
+      error = "NonFiniteError: a lower optim.lr" if diverges else None
+      with records.Record(run["workdir"]) as record:
+        record.write_config(run["config"])
+        results.append(record.update_run(
+            status="failed" if diverges else "finished", error=error, population=len(runs),
+            population_choice=run["choice"] and run["choice"]._asdict()))
+      if diverges and len(runs) == 1:
+        raise train.NonFiniteError("a lower optim.lr")
+    return results
+
+  monkeypatch.setattr(train, "train_population", population_of)
+  return calls
+
+
 def _sweep(tmp_path, most, **more):
   spec = tmp_path / "some.py"
   spec.write_text(SWEEP)
@@ -222,7 +252,9 @@ def _sweep(tmp_path, most, **more):
   return sweep.sweep(str(spec), tmp_path / "out", 1, population=most, out=out, **more), out
 
 
-def test_a_sweep_counts_and_tells_of_trials_not_tasks(tmp_path, in_process):
+def test_a_sweep_counts_and_tells_of_trials_not_tasks(tmp_path, in_process, trained, monkeypatch):
+  monkeypatch.setattr(train, "train", lambda choice=None, allow_changes=True, **run:
+                      train.train_population([{**run, "choice": choice}])[0])
   result, out = _sweep(tmp_path, 3)
   assert [len(task.payload.get("members", "1")) for task in in_process] == [3, 1]
   assert [outcome.status for outcome in result.outcomes] == ["done", "done", "failed", "done"]
@@ -230,7 +262,6 @@ def test_a_sweep_counts_and_tells_of_trials_not_tasks(tmp_path, in_process):
   assert result.outcomes[1].result["population"] == 3
   assert "failed: optim.lr=1e+30 (attempts: 1;" in out.getvalue()
   assert "4 trials in" in out.getvalue() and "3 finished (0 before), 1 failed" in out.getvalue()
-  assert "population" not in records.read_run(result.trials[3].folder)
   refers = (result.trials[1].folder / "log.txt").read_text()
   assert refers.endswith(f"output is in ../{result.trials[0].folder.name}/log.txt\n")
   # The same command again: what diverged is tried alone, the rest is skipped.
@@ -239,25 +270,32 @@ def test_a_sweep_counts_and_tells_of_trials_not_tasks(tmp_path, in_process):
   assert [outcome.status for outcome in again.outcomes] == ["failed"] and len(in_process) == 1
 
 
-def test_a_retry_trains_only_what_is_not_finished(tmp_path, in_process, monkeypatch):
-  calls, original = [], train.train_population
+def test_a_retry_trains_only_what_is_not_finished(tmp_path, in_process, trained, monkeypatch):
+  original = train.train_population
 
   def flaky(runs):
-    calls.append([run["workdir"] for run in runs])
-    if len(calls) == 2:
+    if len(trained) == 1:
+      trained.append(["the disk is away"])
       raise OSError("disk is away")
     return original(runs)
 
+  def choose(config, members, *, same_data, step):
+    asked.append((members, same_data, step))
+    return batching.Choice(1, 0.1, None, "one after the other")
+
+  asked = []
   monkeypatch.setattr(train, "train_population", flaky)
-  choice = batching.Choice(1, 0.1, None, "one after the other")
-  monkeypatch.setattr(train, "choose_population", lambda *args, **kwargs: choice)
+  monkeypatch.setattr(train, "choose_population", choose)
+  monkeypatch.setattr(train, "train", lambda **run: train.train_population([
+      {**run, "choice": None}])[0])
   population._chosen.cache_clear()
   result, _ = _sweep(tmp_path, "auto")
   population._chosen.cache_clear()
   assert [outcome.status for outcome in result.outcomes] == ["done", "done", "failed", "done"]
   names = [str(trial.folder) for trial in result.trials]
-  assert calls[:4] == [[names[0]], [names[1]], [names[2]], [names[1]]]
-  assert calls[4:6] == [[names[2]], [names[3]]], "what diverged is tried once an attempt"
+  assert trained[:4] == [[names[0]], ["the disk is away"], [names[2]], [names[1]]]
+  assert trained[4:6] == [[names[2]], [names[3]]], "what diverged is tried once an attempt"
+  assert asked == [(3, True, 0)], "of those left one diverged, which goes alone"
   assert records.read_run(names[0])["population_choice"]["why"] == "one after the other"
 
 
@@ -271,25 +309,70 @@ def test_all_of_a_population_fail_with_what_it_raises(tmp_path, in_process, monk
   assert "failed: 4 trials:" in out.getvalue()
 
 
-def test_one_that_cannot_be_leaves_the_others(tmp_path, in_process):
-  _sweep(tmp_path, 3)  # makes the folders
-  trials = sweep.trials_of(str(tmp_path / "some.py"), tmp_path / "out")
-  first = {**trials[0].config, "total_steps": 2}
-  for trial in trials[:2]:
-    (trial.folder / records.RUN).unlink()
-  records.write_atomic(trials[0].folder / records.CONFIG, json.dumps(first))
-  members = [{"config": trial.config, "workdir": str(trial.folder)} for trial in trials[:2]]
-  members[0]["config"] = {**trials[0].config, "label_smoothing": 0.5}
-  runs = population.run_trials({"members": members, "population": 2, "logs": [
-      str(trial.folder / "log.txt") for trial in trials[:2]]})
-  assert [run["status"] for run in runs] == ["failed", "finished"]
-  assert "label_smoothing" in runs[0]["error"]
+def test_one_that_cannot_be_leaves_the_others(tmp_path, trained, monkeypatch):
+  original = train.train_population
+
+  def refusing(runs):
+    if any(run["config"]["seed"] == 7 for run in runs):
+      raise configuring.ConfigError("no seed of ours")
+    return original(runs)
+
+  monkeypatch.setattr(train, "train_population", refusing)
+  assert _statuses(_run_trials(tmp_path, seeds=(1, 7, 2))) == ["finished", "failed", "finished"]
+  assert len(trained) == 2
+
+
+def test_a_folder_that_is_held_leaves_the_others(tmp_path, trained):
+  with records.Record(tmp_path / "1"):
+    with pytest.raises(records.RecordError, match="/1' open: close"):  # to be tried again
+      _run_trials(tmp_path, seeds=(1, 2))
+  assert records.read_run(tmp_path / "0")["status"] == "finished"
+  assert _statuses(_run_trials(tmp_path, seeds=(1, 2))) == ["finished"] * 2
+  assert [len(call) for call in trained] == [2, 1, 1, 1]
+
+
+def test_a_signal_that_comes_as_a_run_ends_begins_no_other(tmp_path, trained, monkeypatch):
+  original = train.train_population
+
+  def told_late(runs):
+    with interrupts.Interrupts():
+      result = original(runs)
+      os.kill(os.getpid(), signal.SIGTERM)
+    return result
+
+  monkeypatch.setattr(train, "train_population", told_late)
+  with pytest.raises(RuntimeError, match="stopped early by SIGTERM"):
+    _run_trials(tmp_path, seeds=(1, 2), most=1)
+  assert trained == [[str(tmp_path / "0")]]
+
+
+def _run_trials(tmp_path, seeds, most=9):
+  folders = [str(tmp_path / str(i)) for i in range(len(seeds))]
+  members = [{"config": configuring.plain(toy.config(seed=seed)), "workdir": folder}
+             for seed, folder in zip(seeds, folders)]
+  return population.run_trials({"members": members, "population": most,
+                                "logs": [f"{folder}/log.txt" for folder in folders]})
+
+
+def _statuses(runs):
+  return [run["status"] for run in runs]
+
+
+def test_what_failed_and_is_tried_again_is_counted_as_it_is_now(tmp_path):
+  told, folder = [], tmp_path / "a"
+  trials = [types.SimpleNamespace(folder=folder), types.SimpleNamespace(folder=tmp_path / "b")]
+  show = population.InTrials([trials], told.append)
+  with records.Record(folder) as record:
+    for status in ("failed", "running", "finished"):
+      record.update_run(status=status)
+      show(engines.Progress(0, 0, 0, 1, None))
+  assert [(p.done, p.failed) for p in told] == [(0, 1), (0, 0), (1, 0)]
 
 
 # ---- what is faster ----
 
 
-def _choose(monkeypatch, *, alone, together, compiling, bytes_=1, steps=1000, members=8):
+def _choose(monkeypatch, *, alone, together, compiling, bytes_=1, step=0, compiled=False):
   """The choice where steps take as long as said; `together` of one member among many."""
 
   class Timed:
@@ -309,12 +392,13 @@ def _choose(monkeypatch, *, alone, together, compiling, bytes_=1, steps=1000, me
   monkeypatch.setattr(batching, "_Timed", Timed)
   monkeypatch.setattr(batching, "_copies", lambda *args: None)
   monkeypatch.setattr(batching, "_memory", lambda: 100)
-  config = toy.config(total_steps=steps)
+  monkeypatch.setattr(batching, "_compilings", lambda step: [1.0] * compiled)
+  config = toy.config(total_steps=1000)
   program = lambda members: types.SimpleNamespace(
-      members=members, names=["head/kernel", "x"], init=lambda seed: None)
+      members=members, names=["head/kernel", "x"], init=lambda seed: None, step=members)
   settings = configuring.build(train.Settings, configuring.plain(config), "")
-  choice = batching.choose(program, settings, upstream.open_data(settings), members,
-                           same_data=False)
+  choice = batching.choose(program, settings, upstream.open_data(settings), 8, same_data=False,
+                           step=step)
   return choice, asked
 
 
@@ -323,6 +407,9 @@ def _choose(monkeypatch, *, alone, together, compiling, bytes_=1, steps=1000, me
     (dict(alone=2e-3, together=3e-3, compiling=1), 1, [None, 8]),
     (dict(alone=2e-3, together=1.99e-3, compiling=1), 1, [None, 8]),  # within noise
     (dict(alone=2e-3, together=1e-3, compiling=4), 1, [None]),  # a fifth of 16 s is less
+    (dict(alone=2e-3, together=1e-3, compiling=4, compiled=True), 8, [None, 8]),
+    (dict(alone=2e-3, together=1e-3, compiling=3), 8, [None, 8]),
+    (dict(alone=2e-3, together=1e-3, compiling=3, step=500), 1, [None]),  # half of it is done
     (dict(alone=20e-3, together=1e-3, compiling=4), 1, [None]),  # of 160 s a fiftieth
     (dict(alone=20e-3, together=10e-3, compiling=3), 8, [None, 8]),
     (dict(alone=2e-3, together=1e-3, compiling=1, bytes_=30), 3, [None, 3]),
@@ -342,3 +429,8 @@ def test_auto_times_the_real_step_and_training_finds_it_compiled(monkeypatch):
   assert choice.alone > 0 and choice.together > 0 and choice.members in (1, 4)
   if choice.members == 4:
     assert choice.together < choice.alone
+  settings = configuring.build(train.Settings, configuring.plain(config), "")
+  arguments = dict(classes=4, **train.program_arguments(settings))
+  for members in (None, 4):
+    [seconds] = batching._compilings(program_lib.build(members=members, **arguments).step)
+    assert seconds > 0.05, "the second time it is there, and what it took is still known"

@@ -6,10 +6,12 @@ the cost of starting its kernels, and one of tens of milliseconds gains nothing 
 cores: 2.0 ms a step alone and 0.35 ms a member of 16; 19 ms alone and 19 ms a member of 4).
 
 Compiling the batched program is what the question costs. It is asked where that is at most a share
-of the time to come: a fifth where batching is likely to pay, else a fiftieth.
+of the time to come: a fifth where batching is likely to pay, else a fiftieth; and where it was
+compiled before.
 """
 import contextlib
-import os
+import functools
+import pathlib
 import time
 from typing import NamedTuple
 
@@ -41,7 +43,7 @@ class Choice(NamedTuple):
   why: str
 
 
-def choose(build, settings, data, members, *, same_data):
+def choose(build, settings, data, members, *, same_data, step=0):
   """Times a population against one run after the other, and takes the faster.
 
   Args:
@@ -50,6 +52,7 @@ def choose(build, settings, data, members, *, same_data):
     data: what they are trained on, an `upstream.Data`.
     members: how many there are, the most that may be trained at once.
     same_data: whether all have the same batches.
+    step: where they go on from.
 
   Returns:
     A `Choice`. What was compiled for it is there for training.
@@ -65,10 +68,10 @@ def choose(build, settings, data, members, *, same_data):
   room = min(members, _memory() // alone.bytes)
   if room < 2:
     return Choice(1, seconds, None, f"one after the other, {rate}: memory holds one only")
-  to_come = members * steps * seconds
+  to_come = members * (steps - step) * seconds
   likely = jax.default_backend() != "cpu" or seconds < _SHORT
   share = _LIKELY if likely else _UNLIKELY
-  if alone.compiling > share * to_come:
+  if not _compilings(build(room).step) and alone.compiling > share * to_come:
     return Choice(1, seconds, None, (
         f"one after the other, {rate}: that will take {to_come:.3g} s, of which compiling for "
         f"{room} at once, some {alone.compiling:.2g} s, is more than {share:.0%}"))
@@ -111,7 +114,9 @@ class _Timed:
         memory.output_size_in_bytes - memory.alias_size_in_bytes)
     jax.block_until_ready(self._step())
     # Whichever is less: others on the machine stretch the one, many threads the other.
-    self.compiling = min(time.monotonic() - began, time.process_time() - cpu)
+    spent = _compilings(self.program.step)
+    spent.append(min(time.monotonic() - began, time.process_time() - cpu))
+    self.compiling = max(spent)  # when it was there already, it took nothing
 
   def time(self):
     """Returns the seconds of a step, the mean over a while."""
@@ -131,6 +136,13 @@ class _Timed:
     return sharding.put_batch(self._batch, self.program.mesh, self._stacked)
 
 
+@functools.lru_cache(maxsize=16)
+def _compilings(step):
+  """The seconds that compiling a step took, each time it was asked for in this process."""
+  del step  # the cache's key
+  return []
+
+
 def _copies(state, program, members):
   """The state of a population of members that are all as `state`."""
   of_members = sharding.of_members(jax.tree.map(lambda like: like.sharding, program.like))
@@ -144,7 +156,9 @@ def _memory():
   if stats and "bytes_limit" in stats:
     return int(_OF_MEMORY * stats["bytes_limit"])
   try:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  except (ValueError, OSError):  # no such figure on this system
+    # Not the free pages, which are few where files were read: what Linux keeps of these it gives.
+    told = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+    available = int(told["MemAvailable"].split()[0]) * 1024
+  except (OSError, KeyError):  # no such figure on this system
     return 2**63
-  return int(_OF_MEMORY * free) // jax.local_device_count()
+  return int(_OF_MEMORY * available) // jax.local_device_count()

@@ -19,6 +19,9 @@ class Interrupts:
 
   A second SIGINT is an ordinary KeyboardInterrupt. Outside the main thread, where Python allows
   no handlers, nothing is ever received. All processes have to ask equally often.
+
+  One `with` within another hears what comes meanwhile, and tells the outer one as it ends: a run
+  that was about to finish does, but what was to follow it is not begun.
   """
 
   def __init__(self):
@@ -37,6 +40,9 @@ class Interrupts:
   def __exit__(self, *exception):
     for number, handler in self._before.items():
       signal.signal(number, handler)
+    outer = getattr(self._before.get(self.number), "__self__", None)
+    if isinstance(outer, Interrupts):
+      outer._receive(self.number, None)
 
   def poll(self):
     """Returns the name of the signal that came, None while there was none."""
