@@ -242,7 +242,9 @@ class _Watch:
       return next(iter(lost.values()))
     for index, text in self._said("failed").items():
       if index != self._index:
-        return f"process {index} failed, {text.splitlines()[-1]}"
+        # Of an error its own line, not a note's below it; of a traceback the last.
+        first, *_, last = [*text.splitlines(), text]
+        return f"process {index} failed, {first if first.startswith('error: ') else last}"
     now = time.monotonic()
     beats = self._said("main" if self._index else "alive")
     for index in [0] if self._index else range(1, self._count):
@@ -331,7 +333,7 @@ def _give_up(arguments, seconds):
 
 def _client():
   """The store's client, for which JAX has no public name; Orbax takes it from here, too."""
-  return jax._src.distributed.global_state.client  # pylint: disable=protected-access
+  return jax._src.distributed.global_state.client
 
 
 @functools.lru_cache(maxsize=None)
