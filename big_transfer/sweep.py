@@ -23,6 +23,7 @@ Exit codes: 0 all finished, 1 some failed, 2 bad input, 130 or 143 stopped by SI
 """
 import argparse
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
@@ -303,10 +304,8 @@ def _value(text):
   if text.lower() in ("true", "false"):
     return text.lower() == "true"
   for kind in (int, float):
-    try:
+    with contextlib.suppress(ValueError):  # then it is text
       return kind(text)
-    except ValueError:
-      pass
   return text
 
 
