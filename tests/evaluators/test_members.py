@@ -21,7 +21,8 @@ EVALS = {
     "geometry": dict(kind="geometry", every=1, examples=90, quantiles=(0.25, 0.5))}
 
 
-@pytest.fixture(scope="module", params=[MEMBERS, 4], ids=["over data", "over population"])
+@pytest.fixture(scope="module", params=[pytest.param(MEMBERS, marks=pytest.mark.slow), 4],
+                ids=["over data", "over population"])
 def population(request):
   """A program of a population, its stacked parameters, each member's, and what evaluates them.
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import worker_functions
+from big_transfer import sweep
 from big_transfer.runs import engines
 from big_transfer.runs import records
 from big_transfer.runs.engines import ray_cluster
@@ -80,6 +81,7 @@ def test_failures_cost_attempts_and_losses_do_not(cluster, tmp_path):
   assert max(progress.running for progress in told) <= 2
 
 
+@pytest.mark.slow
 def test_a_signal_lets_trials_save(cluster, tmp_path):
   def at_work():
     return [path.parent for path in tmp_path.glob(f"*/{records.METRICS}") if path.stat().st_size]
@@ -206,6 +208,14 @@ def test_real_trials_killed_end_as_if_undisturbed(tmp_path):
     assert ends["killed"][key][0] == rows
     for name, value in params.items():
       np.testing.assert_array_equal(ends["killed"][key][1][name], value)
+
+
+@pytest.mark.slow
+def test_a_population_is_one_task(cluster, tmp_path):
+  spec = worker_functions.pairs(tmp_path)
+  result = sweep.sweep(spec, tmp_path / "out", engine="ray", population=2)
+  assert [outcome.status for outcome in result.outcomes] == ["done"] * 3
+  assert [outcome.result.get("population") for outcome in result.outcomes] == [2, 2, None]
 
 
 def saving(root):

@@ -11,6 +11,7 @@ import time
 import pytest
 
 import worker_functions
+from big_transfer import sweep
 from big_transfer.runs import engines
 from big_transfer.runs import records
 from big_transfer.runs.engines import slurm_cluster
@@ -99,6 +100,7 @@ def test_an_array_runs_and_what_failed_is_submitted_again(slurm, tmp_path):
   assert (told[-1].done, told[-1].failed, told[-1].total) == (3, 2, 5)
 
 
+@pytest.mark.slow
 def test_a_job_at_its_limit_saves_and_is_queued_again(slurm, tmp_path):
   path = tmp_path / "a" / records.METRICS
   thread = when(started(path), lambda: slurm("warn", "1"))
@@ -111,6 +113,7 @@ def test_a_job_at_its_limit_saves_and_is_queued_again(slurm, tmp_path):
   assert "attempt 2" in (tmp_path / "a" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_lets_jobs_save_and_leaves_none(slurm, tmp_path):
   path = tmp_path / "a" / records.METRICS
   thread = when(started(path), lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -133,6 +136,7 @@ t.run(folder, [t.trial(folder, n, 60, 0.1) for n in "ab"], t.worker_functions.re
 """
 
 
+@pytest.mark.slow
 def test_jobs_of_a_command_that_was_killed_are_taken_over(slurm, tmp_path):
   driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(HERE), str(tmp_path)])
   end = time.monotonic() + 60
@@ -145,6 +149,15 @@ def test_jobs_of_a_command_that_was_killed_are_taken_over(slurm, tmp_path):
   assert [o.status for o in outcomes] == ["done"] * 3
   assert [o.result for o in outcomes] == [1, 1, 1], "none was started twice"
   assert len(list((tmp_path / "state").glob("*.sbatch"))) == 2
+
+
+@pytest.mark.slow
+def test_a_population_is_one_job(slurm, tmp_path):
+  spec = worker_functions.pairs(tmp_path)
+  result = sweep.sweep(spec, tmp_path / "out", engine="slurm", population=2)
+  assert [outcome.status for outcome in result.outcomes] == ["done"] * 3
+  assert [outcome.result.get("population") for outcome in result.outcomes] == [2, 2, None]
+  assert "--array=0-1%" in (tmp_path / "state" / "1.sbatch").read_text()
 
 
 @pytest.mark.parametrize("parameters, words", [

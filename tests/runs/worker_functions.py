@@ -89,3 +89,20 @@ def group_of(config):
   if not config["model"]["width"]:
     raise ValueError("config key 'model.width' is 0: expected at least 1")
   return str(config["model"]["width"])
+
+
+def pairs(folder):
+  """A sweep of three trials, of which two can be one program."""
+  path = folder / "pairs.py"
+  path.write_text(f"""
+import sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
+from tests import toy
+def get_config():
+  return toy.config(total_steps=4, evals={{}}, checkpoint={{}})
+def get_sweep():
+  yield {{"seed": 1}}
+  yield {{"seed": 2}}
+  yield {{"total_steps": 5}}
+""")
+  return str(path)
