@@ -118,6 +118,7 @@ def _inputs(data, env, args):
 def _accelerator(data, env, args):
   """Large ViTs and the chip's peak; at toy size where there is only a CPU."""
   del args
+  env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", **env}  # of a GPU, which is ours alone
   return _workload("accelerator", data, env)[0]
 
 
@@ -297,15 +298,16 @@ def _summary(row):
 def _table(report):
   machine = report["machine"]
   before, after = (machine[key][0] for key in ("load before", "load after"))
+  width = max(30, *(len(row["name"]) for row in report["rows"])) if report["rows"] else 30
   lines = [
       f"{machine['cpu']}, {machine['cores']} cores; load {before:.1f} before, {after:.1f} after; "
       f"data: {report['data']}; commit {machine['commit']}",
-      "", f"{'':<30}{'median':>11}{'min':>11}{'max':>11}  {'unit':<9}{'others':>6}  "
+      "", f"{'':<{width}}{'median':>11}{'min':>11}{'max':>11}  {'unit':<9}{'others':>6}  "
       "big_vision, measured elsewhere"]
   for row in report["rows"]:
     numbers = "".join(_number(row[key]) for key in ("median", "min", "max"))
     others = f"{row['others']:.1f}" if "others" in row else ""
-    lines.append(f"{row['name']:<30}{numbers}  {row['unit']:<9}{others:>6}  "
+    lines.append(f"{row['name']:<{width}}{numbers}  {row['unit']:<9}{others:>6}  "
                  f"{row['elsewhere'] or '':<12} {row['note']}".rstrip())
   return "\n".join(lines + ["", "others: cores that other processes kept busy meanwhile"])
 

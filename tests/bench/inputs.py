@@ -29,8 +29,8 @@ def rows(row):
                                10, lambda: pixels)
   before = _resident()
   result = [row("input, in memory, 32 px", "images/s",
-                _rates(pipeline.train_batches(pipeline.prepare(array, 32), batch_size=BATCH, seed=0),
-                       200), f"batch {BATCH}; gathered by example"),
+                _rates(pipeline.train_batches(pipeline.prepare(array, 32), batch_size=BATCH,
+                                              seed=0), 200), f"batch {BATCH}; gathered by example"),
             row("input, memory gained", "MiB", [_resident() - before], "over 1,200 batches")]
   with tempfile.TemporaryDirectory() as folder:
     source = _photographs(pathlib.Path(folder), rng)
