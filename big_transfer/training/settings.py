@@ -14,6 +14,7 @@ from big_transfer.training import sharding
 # is what it was before there was such a key.
 _ABSENT = {"total_steps": [None], "total_epochs": [None], "name": [""], "sharding": [None, []],
            "sinks": [None, []], "profile": [None]}
+_BLOCKS_AS_THEY_ARE = (("scan", False), ("remat", "none"))  # keys of `model`
 _PART = ("fraction", "fraction_seed")  # keys of `upstream` that a task doesn't have
 
 
@@ -85,6 +86,9 @@ class Settings:
   def __post_init__(self):
     object.__setattr__(self, "sharding", self.sharding or ())
     sinks = self.sinks or ()
+    if not isinstance(sinks, (str, Sequence)):
+      raise configuring.ConfigError(f"config key 'sinks' is {sinks!r}: expected names of sinks, see "
+                                    "`runs.sinks`, or None")
     object.__setattr__(self, "sinks", (sinks,) if isinstance(sinks, str) else tuple(sinks))
     subset.check(*self.fraction)
     _check_length(self)
@@ -148,12 +152,16 @@ class Saving:
 def recorded(config: Mapping) -> dict[str, Any]:
   """A config, plain, as a run records it and is named by: without keys that stand for nothing.
 
-  Such are a length, a name or a fraction that isn't given, or an axis of the mesh that splits
-  nothing: then the config says what one said that was written before there was the key.
+  Such are a length, a name or a fraction that isn't given, blocks that run one by one, or an axis
+  of the mesh that splits nothing: then the config says what one said that was written before there
+  was the key.
   """
   config = configuring.plain(config)
   config = {key: value for key, value in config.items()
             if key not in _ABSENT or value not in _ABSENT[key]}
+  if isinstance(config.get("model"), dict):
+    config["model"] = {key: value for key, value in config["model"].items()
+                       if (key, value) not in _BLOCKS_AS_THEY_ARE}
   if isinstance(config.get("mesh"), dict):
     config["mesh"] = {axis: size for axis, size in config["mesh"].items()
                       if axis == "data" or size != 1}
@@ -170,11 +178,13 @@ def check(settings: Settings) -> None:
   _check_whole(settings, "batch_size", "accumulate", "log_every")
   for key, low, high in (("seed", 0, 2**32 - 1), ("label_smoothing", 0, 0.999)):
     value = getattr(settings, key)
-    if not low <= value <= high:
+    if not _is_number(value) or not low <= value <= high:
       raise configuring.ConfigError(
           f"config key '{key}' is {value!r}: expected a number from {low} to {high}")
-  if (mixup := settings.augment.get("mixup")) is not None and mixup < 0:
-    raise configuring.ConfigError(f"config key 'augment.mixup' is {mixup!r}: expected at least 0")
+  if (mixup := settings.augment.get("mixup")) is not None and not (
+      _is_number(mixup) and mixup >= 0):
+    raise configuring.ConfigError(
+        f"config key 'augment.mixup' is {mixup!r}: expected a number, at least 0")
   shards = _example_shards(settings)
   if settings.batch_size % (shards * settings.accumulate):
     raise configuring.ConfigError(
@@ -198,6 +208,10 @@ def check_model(settings: Settings) -> None:
   if "name" not in settings.model:
     raise configuring.ConfigError("config section 'model' lacks model.name: expected one of "
                                   f"{', '.join(models.MODELS)}")
+
+
+def _is_number(value):
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_whole(settings, *keys):

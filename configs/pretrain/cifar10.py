@@ -29,7 +29,9 @@ def get_config(model="resnet"):
   config.total_epochs = None  # the length, where total_steps is None
   config.upstream = dict(name="cifar10", fraction=1.0, fraction_seed=0)
   config.fit = "squash"
-  config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
+  config.model = dict(MODELS[model], dtype="float32", head_bias=0.0, remat="none")
+  if model != "resnet":
+    config.model.scan = False
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   config.sharding = None
   config.loss = "softmax_xent"

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 MODELS = {
     "vit": dict(name="vit", width=64, depth=4, heads=4, mlp_dim=256, patch=8, pool="gap"),
-    "mixer": dict(name="mixer", width=64, depth=4, tokens_mlp_dim=32, channels_mlp_dim=256, patch=8),
+    "mixer": dict(name="mixer", width=64, depth=4, tokens_mlp_dim=32, channels_mlp_dim=256,
+                  patch=8),
     "resnet": dict(name="resnet", width=0.25, depths=(1, 1, 1), root_kernel=3, root_stride=2,
                    root_pool=True),
 }
@@ -32,7 +33,9 @@ def get_config(model="vit"):
   config.upstream = dict(name="fractals", source="fractals", options=dict(classes=60),
                          fraction=1.0, fraction_seed=0)
   config.fit = "squash"
-  config.model = dict(MODELS[model], dtype="float32", head_bias=0.0)
+  config.model = dict(MODELS[model], dtype="float32", head_bias=0.0, remat="none")
+  if model != "resnet":
+    config.model.scan = False
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   config.sharding = None
   config.loss = "softmax_xent"
