@@ -142,8 +142,7 @@ class ViT(nn.Module):
     pool = functools.partial(_pool, self.pool)
     x_BLD, outputs = Encoder(
         self.depth, self.heads, self.mlp_dim, self.dropout, self.attention, self.dtype, self.scan,
-        self.remat, name="Transformer")(x_BLD, taps, pool, train=train,
-                                                place=place)
+        self.remat, name="Transformer")(x_BLD, taps, pool, train=train, place=place)
     out = {"stem": pool(stem_BLD), **outputs}
     x_BD = pool(x_BLD)
     if self.representation_size is not None:

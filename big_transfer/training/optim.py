@@ -63,12 +63,12 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
       optimiser's own, float32 and bfloat16.
     decay_rate, beta2_cap: adafactor's β₂ of step t, from 0, is min(beta2_cap, 1 − (t + 1)^−rate).
     min_dim_size_to_factor: adafactor keeps v whole where the second largest dimension is smaller.
-    clip_update: adafactor's largest root mean square of a tensor's `g / √v̂`, 1.0 in its paper; None,
-      the default, for no clipping beside `clip`.
+    clip_update: adafactor's largest root mean square of a tensor's `g / √v̂`, 1.0 in its paper;
+      None, the default, for no clipping beside `clip`.
 
   Raises:
-    ValueError: an unknown optimiser or dtype, a negative rate or decay, an unknown key in a rule, a
-      rule that claims nothing, or a parameter that no rule claims.
+    ValueError: an unknown optimiser or dtype, a number out of its range, an unknown key in a rule,
+      a rule that claims nothing, or a parameter that no rule claims.
   """
   if name not in ("adamw", "sgd", "adafactor"):
     raise ValueError(f"optimiser {name!r} is unknown: expected 'adamw', 'sgd' or 'adafactor'")
@@ -81,8 +81,14 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
   rates = [("lr", lr)] + [(f"{key} of rule {pattern!r}", value) for pattern, settings in rules
                           for key, value in settings.items()]
   for key, value in rates:
-    if not 0 <= value < float("inf"):
+    if not (_is_number(value) and 0 <= value < float("inf")):
       raise ValueError(f"optim: {key} is {value!r}: expected a number, at least 0")
+  for key, value in (("clip", clip), ("clip_update", clip_update)):
+    if value is not None and not (_is_number(value) and value > 0):
+      raise ValueError(f"optim: {key} is {value!r}: expected a number above 0, or None for none")
+  for key, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
+    if not (key == "momentum" and value is None or _is_number(value) and 0 <= value < 1):
+      raise ValueError(f"optim: {key} is {value!r}: expected a number, at least 0 and below 1")
   claimed = trees.first_match([pattern for pattern, _ in rules], names)
   direction = {
       "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
@@ -97,6 +103,10 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
       "rule_wd": np.array([r.get("wd", 0.0) for _, r in rules], np.float32)}
   return Optimiser(tx=optax.chain(clipping, direction, _apply_rules(claimed)), hparams=hparams,
                    table=_table(rules, claimed, lr))
+
+
+def _is_number(value):
+  return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def _adafactor(momentum, mu_dtype, decay_rate, beta2_cap, min_dim_size_to_factor, clip_update):
@@ -132,8 +142,8 @@ def _table(rules, claimed, lr):
   counts = np.bincount(list(claimed.values()), minlength=len(rules))
   lines = ["rule                             tensors    rate  decay λ  big_vision's wd = η·λ"]
   for (pattern, r), count in zip(rules, counts):
-    wd = r.get("wd", 0.0)
-    lines.append(f"{pattern:<32} {count:>7}  {lr * r.get('lr', 1.0):6.2g}  {wd:7.3g}  {lr * wd:.3g}")
+    rate, wd = lr * r.get("lr", 1.0), r.get("wd", 0.0)
+    lines.append(f"{pattern:<32} {count:>7}  {rate:6.2g}  {wd:7.3g}  {lr * wd:.3g}")
   return "\n".join(lines)
 
 

@@ -69,6 +69,8 @@ def axis_sizes(axes: Mapping[str, int] | None, devices: int, members: int | None
     >>> axis_sizes({"data": -1, "fsdp": 4}, 32)
     {'data': 8, 'fsdp': 4}
   """
+  if axes is not None and not isinstance(axes, Mapping):
+    raise ValueError(f"config.mesh is {axes!r}: expected axes and their sizes, as {{'data': -1}}")
   axes = dict(axes or {"data": -1})
   if unknown := [name for name in axes if name not in AXES]:
     raise ValueError(f"config.mesh has the axes {list(axes)}: expected any of {', '.join(AXES)}, "
@@ -266,8 +268,11 @@ def parse(tactic: str) -> tuple[_Split, ...]:
 def _resolved(rules, flat, sizes):
   """The rules that a word stands for, as far as they concern these parameters."""
   if not isinstance(rules, str):
+    if not isinstance(rules, Sequence):
+      raise ValueError(f"config.sharding is {rules!r}: expected 'megatron' or rules (regex, tactic)")
     for rule in rules:
-      if isinstance(rule, str) or len(rule) != 2:
+      if (not isinstance(rule, Sequence) or isinstance(rule, str) or len(rule) != 2
+          or not isinstance(rule[0], str)):
         raise ValueError(f"config.sharding has the rule {rule!r}: expected (regex, tactic)")
     return [(pattern, tactic) for pattern, tactic in rules]
   if rules != "megatron":

@@ -155,7 +155,11 @@ def test_values_of_rules_are_arrays_of_one_compiled_program():
     ([("head/.*", {})], {}, "no rule claims body/kernel"),
     ([(".*", {"decay": 1})], {}, "sets .'decay'.: expected 'lr' or 'wd'"),
     ([(".*", {})], {"name": "adam"}, "'adam' is unknown"),
-    ([(".*", {})], {"mu_dtype": "float16"}, "mu_dtype is 'float16'")])
+    ([(".*", {})], {"mu_dtype": "float16"}, "mu_dtype is 'float16'"),
+    ([(".*", {})], {"clip": -1.0}, "clip is -1.0: expected a number above 0"),  # uphill, it were
+    ([(".*", {})], {"lr": "1e-3"}, "lr is '1e-3': expected a number"),
+    ([(".*", {})], {"b2": 1.0}, "b2 is 1.0"),
+    ([(".*", {})], {"name": "sgd", "momentum": 1.5}, "momentum is 1.5")])
 def test_bad_rules(rules, kwargs, message):
   with pytest.raises(ValueError, match=message):
     _build(rules, **kwargs)

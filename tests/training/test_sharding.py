@@ -42,7 +42,7 @@ def test_axis_sizes():
 @pytest.mark.parametrize("axes, says", [
     ({"model": 8}, "expected any of data, fsdp, tensor, not 'model'"),
     ({"data": -1, "fsdp": -1}, "-1 twice"), ({"data": 0}, "config.mesh.data is 0"),
-    ({"data": 2.0}, "config.mesh.data is 2.0"), ({"fsdp": 4}, "needs 4 devices, here are 8"),
+    (8, "config.mesh is 8: expected axes"), ({"data": 2.0}, "config.mesh.data is 2.0"), ({"fsdp": 4}, "needs 4 devices, here are 8"),
     ({"data": -1, "fsdp": 3}, "needs a multiple of 3 devices")])
 def test_bad_meshes(axes, says):
   with pytest.raises(ValueError, match=says):
@@ -77,7 +77,8 @@ def test_tactics(shape, tactic, expected):
     ([("a", "fsdp(0)+tensor(0)")], "split over fsdp and tensor"),
     ([("b", "copy")], "first match of no parameter"), (["a"], "expected .regex, tactic."),
     ([("(", "copy")], "not a regular expression"), ("megatorn", "expected 'megatron'"),
-    ("megatron", "this model has none")])
+    ("megatron", "this model has none"), (5, "config.sharding is 5"),
+    ([5], "expected .regex, tactic."), ([(5, "copy")], "expected .regex, tactic.")])
 def test_bad_rules(rules, says):
   leaf = jax.ShapeDtypeStruct((400, 601), jnp.float32)
   with pytest.raises(ValueError, match=says):
