@@ -2,9 +2,10 @@
 
 Arguments after the folder are those of `big_transfer.train`. Environment: ARGUMENT is the config's;
 FAULT is what happens to process FAULT_PROCESS (1) as it reads the batch of step FAULT_STEP: a
-signal's number, or "raise". What a process read, drew and restored goes to WORKDIR.PROCESS.jsonl,
-an object a line.
+signal's number, or "raise"; with "save" it is main that fails, in the first save. What a process
+read, drew and restored goes to WORKDIR.PROCESS.jsonl, an object a line.
 """
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from big_transfer import train
 from big_transfer import trees
 from big_transfer.data import pipeline
 from big_transfer.evaluators import fewshot
+from big_transfer.training import checkpoint
 from big_transfer.training import hosts
 from big_transfer.training import members
 from tests import toy
@@ -47,6 +49,11 @@ def digest(params):
   for name, value in sorted(trees.flatten(hosts.fetch(params)).items()):
     of.update(name.encode() + np.asarray(value).tobytes())
   return of.hexdigest()
+
+
+def _full(folder):
+  """As main hashes what was saved, for the manifest."""
+  raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
 
 def _watched(workdir):
@@ -84,6 +91,8 @@ def _watched(workdir):
 
   pipeline._TrainSteps.__getitem__, pipeline._TrainSteps._images = reading, looking
   fewshot.draw, members.resume = drawing, resuming
+  if os.environ.get("FAULT") == "save":
+    checkpoint._hashes = _full
 
 
 if __name__ == "__main__":

@@ -128,6 +128,15 @@ def test_processes_agree_and_give_back_whole_batches():
                       "sum": 120}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+  """What is compiled is kept from start to start: most of the time goes there."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    yield
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
   folder = tmp_path_factory.mktemp("alone") / "run"
@@ -208,15 +217,21 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_save_that_fails_in_one_ends_all_at_once(tmp_path):
+  """Else each waits for the others' parts of it, ten minutes and more."""
+  main, other = _train(tmp_path / "run", 2, 1, FAULT="save")
+  assert (main[0], other[0]) == (1, 1)
+  assert "error: checkpoint 1 could not be written" in main[2] and "No space left" in main[2]
+  assert "process 0" in other[2].splitlines()[-1]
+  assert records.read_run(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.slow
 def test_what_main_finds_at_the_start_ends_all_and_is_told_once(tmp_path):
   with records.Record(tmp_path / "run"):
     main, other = _train(tmp_path / "run", 2, 1)
   assert (main[0], other[0]) == (1, 1)
   assert main[2].splitlines()[-1].startswith("error: another process (id"), main[2]
-  assert other[2].splitlines()[-1] == "process 1 of 2 ended with process 0, which says why"
-  main, other = _train(tmp_path / "run", 2, 1, "--config.batch_size=15")
-  assert (main[0], other[0]) == (1, 1)
-  assert "error: config key 'batch_size' is 15" in main[2]
   assert other[2].splitlines()[-1] == "process 1 of 2 ended with process 0, which says why"
 
 
@@ -238,17 +253,20 @@ def test_what_is_wrong_with_the_variables_is_said(monkeypatch, environment, mess
 
 def test_a_process_that_waits_alone_says_so():
   """Main, of which the other never comes, and another, of which main never comes."""
-  environment = {**os.environ, **ALONE, "PYTHONPATH": str(ROOT), "JAX_NUM_PROCESSES": "2",
-                 "JAX_COORDINATOR_ADDRESS": f"localhost:{_free_port()}"}
+  environment = {**os.environ, **ALONE, "PYTHONPATH": str(ROOT), "JAX_NUM_PROCESSES": "2"}
   code = ("from big_transfer.training import hosts\n"
           "with hosts.joined(start_seconds=2): raise AssertionError('joined nobody')")
-  for process in "1", "0":
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                           env={**environment, "JAX_PROCESS_ID": process}, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith(
-        f"error: --distributed: process {process} of 2 at localhost:"), ended.stderr
-    assert "waited 2 s (--start_seconds) for the others" in ended.stderr
+  waiting = []
+  for index in "01":
+    env = {"JAX_PROCESS_ID": index, "JAX_COORDINATOR_ADDRESS": f"localhost:{_free_port()}"}
+    waiting.append(subprocess.Popen([sys.executable, "-c", code], env={**environment, **env},
+                                    stderr=subprocess.PIPE, text=True))
+  for index, process in enumerate(waiting):
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith(
+        f"error: --distributed: process {index} of 2 at localhost:"), said
+    assert "waited 2 s (--start_seconds) for the others" in said
 
 
 def test_one_process_is_its_own_main():

@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PREFIX = "big_transfer"  # of our keys in the store that Orbax and JAX use as well
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # a wait that `joined` ends, not a time limit
+_BROKEN = ("Gloo", "NCCL", "UNAVAILABLE")  # in errors of a connection, of whatever class
 _CONTINUES = "The same command, started again in every process, continues from the last checkpoint"
 
 
@@ -204,7 +205,7 @@ class _Watch:
 
   def fail(self, error):
     """Tells an error and ends this process and all others; never returns."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, jax.errors.JaxRuntimeError) or any(s in str(error) for s in _BROKEN):
       # Most likely another one is gone, which breaks a connection: then the thread knows better.
       time.sleep(self._limit + 3 * self._period)
     self._over.set()
