@@ -197,11 +197,9 @@ class _Worker:
         raise RuntimeError("training stopped early: interrupted")
     elif not caught or not isinstance(caught[0], Exception):
       raise caught[0] if caught else RuntimeError(value)
-    elif len(part) > 1 and isinstance(caught[0], ValueError):
-      for member in part:  # which of them it is about, if not all
-        self.train([member])
-    elif len(part) > 1 and "RESOURCE_EXHAUSTED" in str(caught[0]):
-      for half in parts(part, -(-len(part) // 2)):
+    elif len(part) > 1 and (
+        isinstance(caught[0], ValueError) or "RESOURCE_EXHAUSTED" in str(caught[0])):
+      for half in parts(part, -(-len(part) // 2)):  # which of them it is about, if not all
         self.train(half)
     else:
       self.results |= {folder: {"status": "failed", "error": value} for folder in folders}
