@@ -54,7 +54,8 @@ ROW_COLUMNS = {
     "l2": Column(float, "DOUBLE", "the probe's ridge strength"),
     "metric": Column(str, "VARCHAR", "what the value is: 'accuracy', 'loss', …"),
     "value": Column(float, "DOUBLE", "the value; accuracies are fractions, not percent"),
-    "status": Column(str, "VARCHAR", "'ok' or null where the value is good; else 'non-finite', 'skipped', …"),
+    "status": Column(str, "VARCHAR",
+                     "'ok' or null where the value is good; else 'non-finite', 'skipped', …"),
     "reason": Column(str, "VARCHAR", "why the status is what it is"),
 }
 

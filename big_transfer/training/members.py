@@ -150,8 +150,9 @@ class Member:
         f"loss, gradients or parameters became infinite or NaN in step {step} (learning rate there "
         f"{rate:.3g}). What was written stays; the last good checkpoint is "
         f"{'that of step %d' % saved if saved else 'none yet'}. Likely knobs: a lower optim.lr, a "
-        f"longer optim.schedule.warmup_steps, optim.clip (now {self.settings.optim.get('clip', 1.0)}"
-        "), model.dtype=float32; then start in a new workdir")
+        "longer optim.schedule.warmup_steps, optim.clip (now "
+        f"{self.settings.optim.get('clip', 1.0)}), model.dtype=float32; then start in a new "
+        "workdir")
 
   def fail(self, error):
     """Marks the run failed; nothing more is written of it."""
@@ -213,8 +214,9 @@ def resume(members, program, total_steps):
     lines = [f"{member.record.folder}: {', '.join(map(str, sorted(own))) or 'none'}"
              for member, own in zip(members, steps)]
     raise configuring.ConfigError(
-        "these runs have no checkpoint of the same step, so they can't go on together; train them "
-        "one by one (a sweep does with --population 1). Their checkpoints:\n  " + "\n  ".join(lines))
+        "these runs have no checkpoint of the same step, so they can't go on together; train "
+        "them one by one (a sweep does with --population 1). Their checkpoints:\n  " +
+        "\n  ".join(lines))
   states = [member.resume(program.like, total_steps, max(common, default=None))
             for member in members]
   return program.stack(states) if common else None

@@ -1,8 +1,9 @@
 """A Slurm of one machine: what submitit and the engine call of it, as far as the tests go.
 
 Called as `fake_slurm.py COMMAND …`; its state is a folder, FAKE_SLURM, with a file a job: its
-state, its process group, how often it was requeued. An array runs as many jobs at once as it asks for.
-`fail` and `warn` are ours: they end a job as the loss of its node does, or as its time limit does.
+state, its process group, how often it was requeued. An array runs as many jobs at once as it
+asks for. `fail` and `warn` are ours: they end a job as the loss of its node does, or as its time
+limit does.
 """
 import contextlib
 import json
