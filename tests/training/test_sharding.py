@@ -231,6 +231,44 @@ def test_nor_do_scanned_blocks_on_a_mesh():
   assert np.linalg.norm(_flat(before, after) - one) <= 1e-5 * np.linalg.norm(one)
 
 
+def _run_of_two_steps(mesh, rules, seeds, members=None):
+  """Losses (2, …) of a program with all that a step may do, and its state."""
+  built = program.build(
+      model={**MODEL, "dropout": 0.3, "scan": True, "remat": "full"}, classes=CLASSES,
+      image_size=SIZE, optimiser=dict(name="adafactor", min_dim_size_to_factor=8),
+      patterns=[".*"], loss="softmax_xent", augment=dict(crop_padding=2, flip=True), mixup=True,
+      accumulate=2, mesh=mesh, sharding=rules, members=members)
+  each = [{"seed": np.uint32(seed), "label_smoothing": np.float32(0.1), "mixup": np.float32(0.3),
+           "optim": {"lr": np.float32(3e-3), "rule_lr": np.ones(1, np.float32),
+                     "rule_wd": np.full(1, 0.1, np.float32)}} for seed in seeds]
+  hparams = each[0] if members is None else jax.tree.map(lambda *x: np.stack(x), *each)
+  state = built.init(hparams["seed"])
+  rng, losses = np.random.default_rng(0), []
+  for _ in range(2):
+    batch = {"image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8),
+             "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
+             "slot": np.arange(BATCH, dtype=np.int32)}
+    state, measures = built.step(state, sharding.put_batch(batch, built.mesh), hparams)
+    losses.append([measures["loss"], measures["l2_gradients"], measures["l2_params"]])
+  return built, state, np.array(losses)
+
+
+@pytest.mark.slow
+def test_a_population_over_fsdp_is_its_members_on_one_copy():
+  """With accumulation, mixup, dropout, scanned and rematerialised blocks and Adafactor."""
+  built, state, found = _run_of_two_steps({"data": 2, "fsdp": 4}, EVERY, [3, 4], members=2)
+  assert dict(built.mesh.shape) == {"population": 2, "data": 1, "fsdp": 4}
+  for i, seed in enumerate([3, 4]):
+    np.testing.assert_allclose(
+        found[..., i], _run_of_two_steps({"data": 8}, (), [seed])[2], rtol=1e-5)
+  assert np.abs(found[..., 0] - found[..., 1]).max() > 1e-3
+  members = built.split(state)
+  for member in members:
+    jax.tree.map(lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim)
+                 or pytest.fail(), member, built.like)
+  jax.tree.map(np.testing.assert_array_equal, built.stack(members), state)
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_a_device_holds_what_the_partition_says(name):
   axes, _, rules = MESHES[name]
