@@ -33,7 +33,8 @@ from ml_collections.config_flags import config_path
 # apart: a run may be made longer, but two trials of a sweep may well differ in it alone.
 LENGTH = ("total_steps", "total_epochs")
 HOUSEKEEPING = ("log_every", "checkpoint.*", "name", "sinks*", "profile*")
-PLACEMENT = ("mesh.*", "sharding*")
+# How a step is computed: numbers differ by rounding, and in models with dropout by its masks.
+PLACEMENT = ("mesh.*", "sharding*", "accumulate", "model.remat", "model.scan", "model.attention")
 OPERATIONAL = LENGTH + HOUSEKEEPING + PLACEMENT
 
 
