@@ -244,7 +244,8 @@ def _train(begun, interrupts):
 
 
 def _settings(config):
-  return configuring.build(Settings, configuring.plain(config), "")
+  """Reads a config as it is recorded, so that equal runs are made of equal programs."""
+  return configuring.build(Settings, settings_lib.recorded(config), "")
 
 
 def _check_alike(runs):
@@ -322,6 +323,8 @@ def _start(group):
     params = program.split(state)[0].params if group.stacked else state.params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     print(members[0].optimiser.table, flush=True)
+  if program.mesh.size > 1:
+    print(sharding.summary(program.like.params), flush=True)
   return state, int(np.ravel(state.step)[0])
 
 

@@ -105,9 +105,10 @@ def test_a_kill_between_saves_leaves_a_common_step(undisturbed, tmp_path):
 def test_a_member_goes_on_alone_and_runs_alone_go_on_together(undisturbed, tmp_path):
   half, whole = (population_run.saving(total_steps=steps, evals={}) for steps in (4, 8))
   population_run.population(tmp_path / "a", half)
-  train.train(whole[1], tmp_path / "a" / "1", allow_changes=True)
+  run = train.train(whole[1], tmp_path / "a" / "1", allow_changes=True)
+  assert run["population"] is None
   for i in (0, 1):
-    train.train(half[i], tmp_path / "b" / str(i))
+    assert "population" not in train.train(half[i], tmp_path / "b" / str(i))
   population_run.population(tmp_path / "b", whole[:2], allow_changes=True)
   for run in (tmp_path / "a" / "1", tmp_path / "b" / "1"):
     losses, expected = ([row["value"] for row in population_run.rows(folder)
@@ -116,7 +117,7 @@ def test_a_member_goes_on_alone_and_runs_alone_go_on_together(undisturbed, tmp_p
     assert losses == pytest.approx(expected, rel=1e-5) and len(losses) == 8
 
 
-def test_one_that_diverges_leaves_the_others_as_they_are(undisturbed, tmp_path):
+def test_one_that_diverges_leaves_the_others_as_they_are(undisturbed, tmp_path, capsys):
   configs = population_run.saving()
   configs[2].optim.lr = 1e30
   runs = population_run.population(tmp_path, configs)
@@ -126,6 +127,11 @@ def test_one_that_diverges_leaves_the_others_as_they_are(undisturbed, tmp_path):
     _same(undisturbed / str(i), tmp_path / str(i))
   folders = [tmp_path / str(i) for i in range(M)]
   assert population.together("abcd", folders) == [["a", "b", "d"], ["c"]]
+  for config in configs:
+    config.optim.lr = 1e30
+  runs = population_run.population(tmp_path / "all", configs)
+  assert [run["status"] for run in runs] == ["failed"] * M
+  assert capsys.readouterr().out.endswith("no run is left: all diverged\n")
 
 
 # ---- grouping ----
@@ -418,6 +424,21 @@ def test_auto_takes_the_faster_and_asks_where_it_pays(monkeypatch, case, members
   choice, found = _choose(monkeypatch, **case)
   assert (choice.members, found) == (members, asked)
   assert f"{1e3 * case['alone']:.3g} ms" in choice.why
+
+
+def test_auto_times_the_program_that_training_takes(tmp_path, monkeypatch):
+  """Else it is compiled twice. Axes of one device are left out of what is recorded."""
+  def build(**arguments):
+    built.append(json.dumps(arguments, sort_keys=True))
+    raise InterruptedError
+
+  built, config = [], toy.config(mesh={"data": -1, "fsdp": 1, "tensor": 1}, evals={})
+  monkeypatch.setattr(train.program_lib, "build", build)
+  for ask in (lambda: train.choose_population(config, 2, same_data=True),
+              lambda: train.train(config, tmp_path)):
+    with pytest.raises(InterruptedError):
+      ask()
+  assert built[0] == built[1]
 
 
 @pytest.mark.slow
