@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.toy_run import STEPS
+from tests import toy_run
 
 KILLS = 20
 IN_A_SAVE = 6  # of them, as soon as an unfinished checkpoint lies there
@@ -49,15 +49,15 @@ def _steps(workdir):
   return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if folder.is_dir() else set()
 
 
-def _contents(workdir):
-  assert max(_steps(workdir)) == STEPS
-  state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / "state")
+def _contents(workdir, step):
+  assert max(_steps(workdir)) == step
+  state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
   return state, (workdir / "metrics.jsonl").read_bytes()
 
 
-def _same(found, expected):
+def _same(found, expected, step):
   """Bit for bit: all arrays of the last checkpoint, all rows."""
-  found, expected = _contents(found), _contents(expected)
+  found, expected = _contents(found, step), _contents(expected, step)
   leaves = lambda tree: dict(ocp.utils.to_flat_dict(tree))
   for name, value in leaves(expected[0]).items():
     np.testing.assert_array_equal(value, leaves(found[0])[name], err_msg=str(name))
@@ -81,7 +81,7 @@ def test_killed_twenty_times_and_bit_identical(tmp_path, environment):
       time.sleep(rng.uniform(0, 0.1))
     _kill(process)
   assert _start(environment, killed).communicate()[0].endswith("finished\n")
-  _same(killed, undisturbed)
+  _same(killed, undisturbed, toy_run.STEPS)
 
 
 @pytest.mark.slow
@@ -99,4 +99,4 @@ def test_a_population_killed_in_the_middle_of_a_wave_of_saves(tmp_path, environm
   assert ahead  # else every last run had saved before the kill came, and nothing was tested
   assert _start(environment, killed, 3).communicate()[0].endswith("finished\n")
   for member in "012":
-    _same(killed / member, undisturbed / member)
+    _same(killed / member, undisturbed / member, toy_run.TOGETHER)

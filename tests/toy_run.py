@@ -1,6 +1,6 @@
 """`python -m tests.toy_run WORKDIR [MEMBERS]`: a run of some seconds for tests that kill it.
 
-With MEMBERS it is a population, in WORKDIR/0, WORKDIR/1, … of a seed and a rate each.
+With MEMBERS it is a population, in WORKDIR/0, WORKDIR/1, … of a seed each.
 """
 import pathlib
 import sys
@@ -8,13 +8,13 @@ import sys
 from big_transfer import train
 from tests import toy
 
-STEPS = 600
+STEPS, TOGETHER = 400, 150  # of a run alone, and of a population
 
 
-def config(**changes):
+def config(total_steps=STEPS, **changes):
   """What is trained."""
   return toy.config(
-      total_steps=STEPS, log_every=20, checkpoint=dict(every=10),
+      total_steps=total_steps, log_every=20, checkpoint=dict(every=10),
       evals=dict(upstream=dict(kind="classification", every=35),
                  probes=dict(kind="fewshot", every=70, tasks=("digits",), shots=(5,))), **changes)
 
@@ -25,7 +25,7 @@ def main(workdir, members=None):
     print(train.train(config(), workdir)["status"])
     return
   runs = train.train_population([
-      dict(config=config(seed=seed), workdir=pathlib.Path(workdir) / str(seed))
+      dict(config=config(TOGETHER, seed=seed), workdir=pathlib.Path(workdir) / str(seed))
       for seed in range(int(members))])
   print(*{run["status"] for run in runs})
 
