@@ -67,6 +67,8 @@ class Member:
     # As main found it: the others would perhaps read what main writes next.
     self._before = hosts.on_main(lambda: records.read_run(record.folder) if (
         record.folder / records.RUN).exists() else {})
+    if "population" in self._before:  # else one that goes on alone would be said to be of one
+      facts = {"population": None, **facts}
     record.update_run(
         id=configuring.identity("run", asked["config"], configuring.HOUSEKEEPING),
         name=self.settings.name or asked.get("name", ""),
