@@ -12,10 +12,14 @@ never exist. Those that do are counted here:
 Each is alive from the operation that makes it to the last one that reads it, through whatever was
 merged. The order is that of the trace and buffers are packed without gaps: both are the compiler's
 to do better or worse. Operations that are equal are one, but not across the border of what is
-rematerialised. XLA on CPUs differs, and `cpu` follows it: it computes bfloat16 in float32; a sum of
-products reads two arrays that exist, even if one repeats a vector; rematerialised operations are
-found equal to the first ones, unless a loop stands between; and outside of loops gradients are
-split over devices late.
+rematerialised.
+
+XLA on CPUs differs, and `cpu` follows it; each of these is seen in its dumps. It computes bfloat16
+in float32. A sum of products is a matrix product of two arrays that exist, unless one is the same
+along all that is summed. Rematerialised operations are found equal to the first ones, unless a loop
+stands between. An array that exists for some of its readers is computed again in those it can be
+merged into (`_computed_again`), so that what it was made of lives on: a residual sum, its addends.
+Gradients are summed over devices late, and within a loop all at once (`_sum_late`).
 """
 import collections
 import dataclasses
@@ -68,10 +72,14 @@ class _Value:
   split: tuple
   maker: Any = None
   given: bool = False
+  output: bool = False
+  turned: bool = False  # in another order in memory, since gathered along an inner dimension
   exists: bool = False
   readers: list = dataclasses.field(default_factory=list)
   roots: tuple = ()  # up to two operations that exist and read it, perhaps through merged ones
-  last: int = -1
+  wanted: bool = False  # by an operation that reads what exists, perhaps through a view
+  last: int = -1  # where the array is read last
+  again: int = -1  # where it is computed again last, from what it was made of
 
 
 @dataclasses.dataclass(eq=False)
@@ -149,7 +157,10 @@ class _Trace:
     found = splits.propagate(name, params, [i.split for i in ins], [i.shape for i in ins],
                              [getattr(a, "shape", ()) for a in avals], self.sizes)
     operation = _Operation(name, params, ins, [], scope)
-    operation.outs = [self.value(a, s, maker=operation) for a, s in zip(avals, found)]
+    turned = any(i.turned for i in ins) if name not in _ALONE | _SUMS else name == "resharded" and (
+        any(axes - found[0][d] for d, axes in enumerate(ins[0].split) if d))
+    operation.outs = [self.value(a, s, maker=operation, turned=turned and len(s) > 1)
+                      for a, s in zip(avals, found)]
     self._equal[key] = operation
     self.operations.append(operation)
     return operation.outs
@@ -225,12 +236,12 @@ def _analyse(jaxpr, given, sizes, cpu, in_place=0, nested=True):
   inputs = [trace.value(v.aval, split, given=True) for v, split in zip(jaxpr.invars, given)]
   outputs = trace.inline(jaxpr, inputs)
   operations = _needed(trace.operations, outputs)
-  if nested or not cpu:
+  if not cpu:
     operations = _reshard_early(operations)
   for operation in operations:
     for value in operation.ins:
       value.readers.append(operation)
-  _decide(operations, outputs, trace)
+  _decide(operations, outputs, trace, nested)
   return (_most(operations, set(map(_source, outputs[:in_place])), trace),
           [value.split for value in outputs])
 
@@ -274,48 +285,123 @@ def _source(value):
 
 
 def _demand(value):
-  source = _source(value)
-  source.exists = not source.given
-
-
-def _demand_of_sum(value, trace):
-  """A sum does some of what comes before it by itself."""
-  while value.maker is not None and value.maker.name in _MERGED_INTO_SUMS | _VIEWS:
+  value.wanted = True
+  while value.maker is not None and value.maker.name in _VIEWS:
     value = value.maker.ins[0]
+    value.wanted = True
+  value.exists = not value.given
+
+
+def _demand_of_sum(operation, value, trace):
+  """A sum does some of what comes before it by itself."""
+  axes, value.wanted = operation.params.get("axes", ()), True
+  while value.maker is not None and value.maker.name in _MERGED_INTO_SUMS | _VIEWS:
+    if value.maker.name in _VIEWS:
+      axes = ()
+    value = value.maker.ins[0]
+    value.wanted = True
   product = trace.cpu and value.maker is not None and value.maker.name == "mul" and value.shape
-  for needed in value.maker.ins if product else [value]:
+  apart = product and not any(v.turned or _repeated(v, axes) for v in value.maker.ins)
+  for needed in value.maker.ins if apart else [value]:
     _demand(needed)
 
 
-def _decide(operations, outputs, trace):
+def _repeated(value, axes):
+  """Whether an array is the same all along the axes."""
+  if value.maker is None or value.maker.name != "broadcast_in_dim":
+    return not value.shape
+  [source] = value.maker.ins
+  varied = {j for i, j in enumerate(value.maker.params["broadcast_dimensions"])
+            if source.shape[i] > 1}
+  return bool(axes) and not varied.intersection(axes)
+
+
+def _decide(operations, outputs, trace, nested):
   """Decides which values exist and how long they live."""
   for value in outputs:
     _demand(value)
-    value.last, value.roots = len(operations), (-1,)
+    value.last, value.roots, value.output = len(operations), (-1,), True
   for operation in operations:
     alone, total = operation.name in _ALONE, operation.name in _SUMS
     for value in operation.ins:
       if alone:
         _demand(value)
       elif total:
-        _demand_of_sum(value, trace)
+        _demand_of_sum(operation, value, trace)
     if alone or total:
       for value in operation.outs:
         value.exists = True
   position = {id(operation): i for i, operation in enumerate(operations)}
+  if trace.cpu:
+    _sum_late(operations, position, trace, nested)
   for operation in reversed(operations):
     for value in operation.outs:
-      roots, last = list(value.roots), value.last
+      roots, last, again = list(value.roots), value.last, -1
       for reader in value.readers:
         out = reader.outs[0]
         if reader.name in _VIEWS or not out.exists:
-          last, found = max(last, out.last), out.roots
+          found = out.roots
+          if out.wanted:
+            last, again = max(last, out.last), max(again, out.again)
+          else:
+            again = max(again, out.last, out.again)
         else:
-          last, found = max(last, position[id(reader)]), (position[id(reader)],)
+          found = (position[id(reader)],)
+          if reader.name in _ALONE | _SUMS:
+            last = max(last, *found)
+          else:
+            again = max(again, *found, out.again)
         roots += [root for root in found if root not in roots]
-      value.roots, value.last = tuple(roots[:2]), last
+      value.roots = tuple(roots[:2])
       if operation.name in _EXPENSIVE and len(roots) > 1:
         value.exists = True
+      if operation.name not in _VIEWS and not (trace.cpu and _computed_again(value)):
+        last, again = max(last, again), -1
+      value.last, value.again = last, again
+
+
+def _sum_late(operations, position, trace, nested):
+  """XLA on a CPU joins the sums over devices of gradients that don't wait for each other.
+
+  In a loop that is all of them, and one operation that doesn't write over what it reads. Outside
+  the norms of gradients stand between; but gradients wait there as well.
+  """
+  sums = [op for op in operations if op.name == "resharded" and any(
+      after - before for before, after in zip(op.ins[0].split, op.outs[0].split))]
+  for operation in sums:  # a parameter is gathered instead, so that it is split less afterwards
+    position[id(operation)] = position[id(sums[-1])]
+    value, split = operation.ins[0], splits.without(operation.outs[0].split, splits.GATHERED)
+    while True:  # what made the gradient made it in these parts
+      value.split = split
+      if value.maker is None or value.maker.name not in ("reshape", "transpose"):
+        break
+      source = value.maker.ins[0]
+      if value.maker.name == "transpose":
+        order = value.maker.params["permutation"]
+        split = tuple(split[order.index(i)] for i in range(len(order)))
+      else:
+        [split] = splits.propagate("reshape", {}, [split], [value.shape], [source.shape],
+                                   trace.sizes)
+      value = source
+  if nested and sums:
+    sums[-1].inner = Peak(sum(trace.bytes(op.ins[0]) for op in sums), 0)
+
+
+def _computed_again(value):
+  """Whether XLA on a CPU computes an array that exists again in all that it can be merged into.
+
+  That is where it is cheap, and every operation that reads it can have it merged (to which a
+  reshape counts, whatever reads that), or it reads one array alone (`InstructionFusion` in XLA).
+  """
+  name, source = value.maker.name, value.maker.ins[0] if value.maker.ins else value
+  if not value.exists or name in _ALONE | _SUMS | _EXPENSIVE:
+    return False
+  if name == "transpose" and source.maker is not None and source.maker.name in _CONTRACTIONS:
+    return False  # the product is computed transposed
+  arrays = [v for v in value.maker.ins if v.shape and v.maker is not None
+            and v.maker.name != "broadcast_in_dim"]
+  return len(arrays) < 2 or not (
+      value.output or any(r.name in _ALONE | _SUMS for r in value.readers))
 
 
 def _most(operations, in_place, trace):

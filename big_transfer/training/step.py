@@ -69,7 +69,10 @@ def make_train_step(apply, objective, tx, prepare, accumulate=1):
 
     def add(total, inputs):
       part, i = inputs
-      (_, measures), grads = grad(params, part, jax.random.fold_in(key, i))
+      # Parameters are the same for all micro-batches, so a compiler would gather those split over
+      # devices once before the loop, and hold all of them whole. Tied to `part`, they may change.
+      here, part = jax.lax.optimization_barrier((params, part))
+      (_, measures), grads = grad(here, part, jax.random.fold_in(key, i))
       return jax.tree.map(jnp.add, total, (grads, measures)), None
 
     shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key)
