@@ -15,7 +15,7 @@ from tests import toy
 
 CONFIG = "configs/pretrain/fractals.py:vit"
 DATA = dict(classes=10, examples=1000)
-WIDE = dict(name="vit", width=256, depth=3, heads=4, mlp_dim=1024, patch=8, pool="gap")
+WIDE = dict(name="vit", width=256, depth=1, heads=4, mlp_dim=1024, patch=8, pool="gap")
 
 
 def test_a_plan_adds_up():
@@ -53,11 +53,14 @@ def test_what_does_not_fit_is_told_with_what_would_help():
   assert "DOES NOT FIT" in plan_lib.text(found) and "fits" in plan_lib.text(found)
 
 
-def test_a_plan_of_two_billion_parameters_allocates_nothing():
-  model = dict(name="vit", variant="G/14", dtype="bfloat16", scan=True, remat="full")
+@pytest.mark.parametrize("model,parameters", [
+    (dict(name="vit", width=8192, depth=2, heads=64, mlp_dim=32768, patch=14), 1.6e9),
+    pytest.param(dict(name="vit", variant="G/14"), 1.8e9, marks=pytest.mark.slow)])
+def test_a_plan_of_two_billion_parameters_allocates_nothing(model, parameters):
+  model = {**model, "dtype": "bfloat16", "scan": True, "remat": "full"}
   config = toy.config(model=model, image_size=224, batch_size=256, mesh={"data": -1, "fsdp": 128})
   found = plan_lib.plan(config, 256, memory="32GiB", classes=1000, examples=10**6)
-  assert 1.8e9 < found.parameters < 1.9e9 and found.backend == "accelerator"
+  assert parameters < found.parameters < parameters + 1e8 and found.backend == "accelerator"
   assert found.memory.state < 16 * found.parameters / 60
   assert not any(x.nbytes > 1e6 for x in jax.live_arrays())
 

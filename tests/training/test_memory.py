@@ -1,6 +1,7 @@
 """Memory of a step: exact for the state, near the compiler's own analysis for the peak."""
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def _estimated(model, batch, mesh, **settings):
                         memory.hparam_shapes(len(RULES)), sizes, cpu=True)
 
 
-def _compiled(monkeypatch, model, batch, mesh, **settings):
+def _program_here(monkeypatch, model, batch, mesh, **settings):
   arguments, sizes, _ = _program(model, mesh, **settings)
   devices = jax.devices()[:math.prod(sizes.values())]
   monkeypatch.setattr(sharding, "make_mesh", functools.partial(
@@ -51,13 +52,13 @@ def _compiled(monkeypatch, model, batch, mesh, **settings):
   program_lib._build.cache_clear()
   program = program_lib.build(mesh=mesh, **arguments)
   program_lib._build.cache_clear()
-  return memory.compiled(program.step, program.like, memory.batch_shapes(batch, SIZE),
-                         memory.hparam_shapes(len(RULES)))
+  return program.step, (program.like, memory.batch_shapes(batch, SIZE),
+                        memory.hparam_shapes(len(RULES)))
 
 
 def _ratio(monkeypatch, model, batch, mesh, **settings):
-  return (_estimated(model, batch, mesh, **settings).total
-          / _compiled(monkeypatch, model, batch, mesh, **settings).total)
+  step, shapes = _program_here(monkeypatch, model, batch, mesh, **settings)
+  return _estimated(model, batch, mesh, **settings).total / memory.compiled(step, *shapes).total
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd", "adafactor"])
@@ -79,32 +80,36 @@ def test_state_is_exactly_that_of_real_arrays(optimiser, mesh):
     assert max(held.values()) < .5 * whole
 
 
-# The default suite compiles these; 25 % is what `plan` promises.
+# `plan` promises 25 %; over forty models, batches and meshes it was 0.83 to 1.13 of the compiler's.
+def _near(ratio):
+  return .8 < ratio < 1.2
+
+
+def test_peak_is_near_the_compilers_and_micro_batches_gather_in_their_loop(monkeypatch):
+  case = ("wide", 16, {"fsdp": 8})
+  step, shapes = _program_here(monkeypatch, *case, accumulate=2)
+  compiled = step.lower(*shapes).compile()
+  found = compiled.memory_analysis()  # as `memory.compiled`, without compiling twice
+  total = (found.argument_size_in_bytes + found.temp_size_in_bytes
+           + found.output_size_in_bytes - found.alias_size_in_bytes)
+  assert _near(_estimated(*case, accumulate=2).total / total)
+  loops, entry = re.split(r"^ENTRY ", compiled.as_text(), flags=re.M)
+  assert "all-gather(" in loops and "all-gather(" not in entry
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model,batch,mesh,settings", [
-    ("vit", 64, {"data": 1}, {}),
+    ("vit", 512, {"data": 1}, {}), ("vit", 96, {"data": 1}, dict(scan=True, remat="dots")),
     ("mixer", 128, {"data": 8}, dict(accumulate=2, dtype="bfloat16")),
-    ("wide", 16, {"data": 1}, dict(scan=True, remat="full"))])
+    ("wide", 32, {"data": 1}, dict(optimiser="adafactor", remat="full")),
+    ("wide", 64, {"fsdp": 8}, dict(accumulate=4, scan=True, remat="full")),
+    ("wide", 32, {"fsdp": 4, "tensor": 2}, dict(accumulate=2, rules="megatron")),
+    ("resnet", 32, {"data": 1}, dict(remat="full")), ("resnet", 512, {"data": 1}, {}),
+    ("resnet", 256, {"data": 1}, dict(dtype="bfloat16")),
+    ("resnet", 120, {"data": 1}, dict(accumulate=3, optimiser="sgd")),
+    ("resnet", 128, {"data": 2, "fsdp": 4}, {})])
 def test_peak_is_near_the_compilers(monkeypatch, model, batch, mesh, settings):
-  assert .75 < _ratio(monkeypatch, model, batch, mesh, **settings) < 1.25
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [
-    {}, dict(accumulate=4), dict(dtype="bfloat16"), dict(scan=True), dict(remat="full"),
-    dict(scan=True, remat="full"), dict(scan=True, remat="dots"), dict(optimiser="adafactor")])
-@pytest.mark.parametrize("model,batch,mesh", [
-    ("vit", 512, {"data": 1}), ("mixer", 32, {"data": 1}), ("wide", 32, {"data": 1}),
-    ("wide", 64, {"data": 8})])
-def test_peak_is_near_the_compilers_for_blocks(monkeypatch, model, batch, mesh, settings):
-  assert .75 < _ratio(monkeypatch, model, batch, mesh, **settings) < 1.25
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch,mesh,settings", [
-    (32, {"data": 1}, {}), (128, {"data": 1}, {}), (128, {"data": 1}, dict(accumulate=4)),
-    (128, {"data": 8}, {}), (128, {"data": 1}, dict(optimiser="sgd"))])
-def test_peak_is_near_the_compilers_for_a_resnet(monkeypatch, batch, mesh, settings):
-  assert .75 < _ratio(monkeypatch, "resnet", batch, mesh, **settings) < 1.25
+  assert _near(_ratio(monkeypatch, model, batch, mesh, **settings))
 
 
 def _peak(function, *shapes, in_place=0, cpu=False):
@@ -128,6 +133,29 @@ def test_what_is_dead_is_not_counted():
 
   # Two products are alive at once, and what is neither (10, 10) nor an array counts for 4 bytes.
   assert _peak(function, (10, 10)).bytes <= 3 * 400
+
+
+def test_what_a_cpu_computes_again_keeps_what_it_was_made_of():
+  def function(x, w, v, u):
+    total = x @ w + x @ v  # read by a product through a reshape, and by the sum at the end
+    return total + (total.reshape(20, 5) @ u).reshape(10, 10)
+
+  shapes = (10, 10), (10, 10), (10, 10), (5, 5)
+  # The sum and the product of it are alive at once; on a CPU the addends are too.
+  assert _peak(function, *shapes).bytes == 2 * 400
+  assert _peak(function, *shapes, cpu=True).bytes == 4 * 400
+
+
+def test_a_sum_of_products_on_a_cpu_keeps_no_factor_that_repeats():
+  def function(x, w, v):
+    scale = jnp.exp(v)[None]  # the same all along what is summed first, and not what second
+    return lambda axis: ((x @ w) * scale).sum(axis)
+
+  def bytes_of(axis):
+    return _peak(lambda *arrays: function(*arrays)(axis), (10, 10), (10, 10), (10,), cpu=True).bytes
+
+  assert bytes_of(0) <= 400 + 2 * 40  # exp(v), and a product that is multiplied where it lies
+  assert bytes_of(1) == 2 * 400 + 40
 
 
 def test_residuals_grow_with_depth_unless_rematerialised():
