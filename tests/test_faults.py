@@ -1,10 +1,14 @@
 """Disks that are full or can't be written: told at once, and the last good checkpoint stays."""
 import contextlib
+import logging
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -15,8 +19,10 @@ from big_transfer.data import pipeline
 from big_transfer.runs import records
 from big_transfer.training import checkpoint
 from big_transfer.training import members
+from big_transfer.training import silence
 from tests import toy
 
+ROOT = pathlib.Path(__file__).parents[1]
 # A checkpoint of 10 MiB or so: large beside the few kB of rows, small beside any memory.
 MODEL = dict(name="vit", width=256, depth=1, heads=2, mlp_dim=1024, patch=8, pool="gap")
 
@@ -117,6 +123,38 @@ def test_a_disk_that_fills_up_costs_no_good_checkpoint(undisturbed, mount, capfd
   subprocess.run(["mount", "-o", f"remount,size={4 * size}", str(disk)], check=True)
   assert train_lib.train(_config(), disk / "run")["status"] == "finished"
   _same_run(disk / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_the_error_is_all_that_a_full_disk_prints(mount):
+  """Room for one checkpoint of 2.5 MiB and the half of another, as a user would see it."""
+  result = subprocess.run(
+      [sys.executable, "-m", "big_transfer.train", "--workdir", mount(3) / "run",
+       "--config", ROOT / "configs/pretrain/fractals.py:vit", "--config.upstream.options.classes=4",
+       "--config.total_steps=30", "--config.evals={}", "--config.checkpoint.every=2",
+       "--config.batch_size=8", "--config.accumulate=1"],
+      capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+  assert result.returncode == 1 and "warning: the disk of" in result.stdout
+  [line] = result.stderr.splitlines()
+  assert line.startswith("error: checkpoint") and "No space left on device. Free" in line
+  assert len(line) < 300
+
+
+def test_only_what_an_exception_tells_is_hushed(monkeypatch):
+  told = []
+  monkeypatch.setattr(sys, "unraisablehook", told.append)
+  monkeypatch.setattr(logging.getLogger("absl"), "filters", [])
+  silence.hush_failed_saves.__wrapped__()
+  closed = RuntimeError("Event loop is closed")
+  for found in (dict(object=None, exc_value=closed), dict(object=print, exc_value=closed),
+                dict(object=None, exc_value=RuntimeError("another"))):
+    sys.unraisablehook(types.SimpleNamespace(**found))
+  assert [found.object for found in told] == [print, None]
+  [kept] = logging.getLogger("absl").filters
+  for path, level, expected in (("orbax/checkpoint/x.py", logging.ERROR, False),
+                                ("orbax/checkpoint/x.py", logging.WARNING, True),
+                                ("clu/x.py", logging.ERROR, True)):
+    assert kept(logging.LogRecord("absl", level, path, 1, "said", (), None)) == expected
 
 
 @pytest.mark.slow

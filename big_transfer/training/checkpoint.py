@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -29,6 +30,7 @@ import orbax.checkpoint as ocp
 
 from big_transfer import trees
 from big_transfer.training import hosts
+from big_transfer.training import silence
 
 MANIFEST = "manifest.json"
 DISCARDED = ".discarded"  # after the folder's name: good checkpoints from beyond a common step
@@ -88,6 +90,7 @@ class Checkpoints:
     self._folder = pathlib.Path(folder).absolute()
     self._bad = self._folder.with_name(self._folder.name + ".bad")
     self._saving, self._keep = None, keep
+    silence.hush_failed_saves()
     hosts.on_main(self._make_folder)
     policies = ocp.checkpoint_managers
     self._manager = _Manager(
@@ -391,7 +394,11 @@ def _cause(error):
     seen.append(error)
     error = error.__cause__ or error.__context__
   known = [e for e in seen if isinstance(e, OSError) and e.strerror]
-  return known[-1].strerror if known else str(seen[0]).splitlines()[0]
+  if known:
+    return known[-1].strerror
+  if code := re.search(r"os_error_code='(\d+)'", str(seen[0])):  # TensorStore's, with long paths
+    return os.strerror(int(code[1]))
+  return str(seen[0]).splitlines()[0]
 
 
 def _fault(folder):
