@@ -208,8 +208,9 @@ def _pure(net, settings, mesh):
     return {"image": images, "target": targets}
 
   abstract = jax.eval_shape(lambda p: step_lib.start(p, tx), net.shapes)
-  of_run = sharding_lib.of_tree(
-      mesh, sharding_lib.state_partition(abstract, settings["sharding"], mesh.shape))
+  specs = sharding_lib.state_partition(abstract, settings["sharding"], mesh.shape)
+  sharding_lib.check_tensor(specs, mesh.shape)
+  of_run = sharding_lib.of_tree(mesh, specs)
   init = step_lib.make_init(net.module, net.image_shape, tx)
   step = step_lib.make_train_step(
       _with_sharding(net.apply, of_run.params), objectives.classification(settings["loss"]), tx,

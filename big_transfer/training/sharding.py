@@ -143,10 +143,10 @@ def partition(shapes: dict, rules: Sequence | str, sizes: Mapping[str, int]) -> 
   claimed = trees.first_match([pattern for pattern, _ in rules], list(flat), default=True)
   tactics = [parse(tactic) for _, tactic in rules]
   default = parse("fsdp")
-  return trees.unflatten({
-      name: _spec(name, leaf.shape, default if claimed[name] is None else tactics[claimed[name]],
-                  sizes)
-      for name, leaf in flat.items()})
+  specs = {name: _spec(name, leaf.shape,
+                       default if claimed[name] is None else tactics[claimed[name]], sizes)
+           for name, leaf in flat.items()}
+  return trees.unflatten(specs)
 
 
 def state_partition(state: Any, rules: Sequence | str, sizes: Mapping[str, int]) -> Any:
@@ -186,6 +186,29 @@ def state_partition(state: Any, rules: Sequence | str, sizes: Mapping[str, int])
     return PartitionSpec()
 
   return jax.tree_util.tree_map_with_path(of_leaf, state)
+
+
+def check_tensor(specs, sizes: Mapping[str, int]) -> None:
+  """Raises ValueError where a mesh has an axis `tensor` over which nothing is split."""
+  leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+  if sizes.get("tensor", 1) > 1 and not any("tensor" in spec for spec in leaves):
+    raise ValueError(
+        f"config.mesh.tensor is {sizes['tensor']}, but config.sharding splits nothing over it, so "
+        "that all devices along it would do the same: set config.sharding to 'megatron' or to "
+        "rules with tensor(…), or take fsdp")
+
+
+def summary(params) -> str:
+  """A line on how parameters, arrays or shapes with shardings, are split over their mesh."""
+  leaves = jax.tree.leaves(params)
+  mesh = leaves[0].sharding.mesh
+  split = sum(not leaf.sharding.is_fully_replicated for leaf in leaves)
+  own, whole = (sum(math.prod(shape) * leaf.dtype.itemsize for leaf, shape in zip(leaves, shapes))
+                for shapes in ([leaf.sharding.shard_shape(leaf.shape) for leaf in leaves],
+                               [leaf.shape for leaf in leaves]))
+  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  return (f"{mesh.size} devices: {axes}; {split} of {len(leaves)} tensors are split, "
+          f"{own / 2**20:.3g} of {whole / 2**20:.3g} MiB of parameters lie on each")
 
 
 def replicated(mesh):

@@ -399,3 +399,18 @@ def test_a_state_of_billions_of_parameters_is_split_over_256_devices(size, param
   # All but norms, biases and the like lies on no device whole.
   whole = [name for name, spec in trees.flatten(specs.params).items() if spec == P()]
   assert sum(flat[name].size for name in whole) < 1e-3 * parameters
+
+
+def test_an_axis_that_splits_nothing_is_refused_and_what_is_split_is_told():
+  shapes = {"kernel": jax.ShapeDtypeStruct((64, 64), jnp.float32),
+            "bias": jax.ShapeDtypeStruct((64,), jnp.float32)}
+  mesh = sharding.make_mesh({"data": -1, "tensor": 2})
+  with pytest.raises(ValueError, match="splits nothing over it.*'megatron'"):
+    sharding.check_tensor(sharding.partition(shapes, (), mesh.shape), mesh.shape)
+  specs = sharding.partition(shapes, [("kernel", "tensor(1)")], mesh.shape)
+  sharding.check_tensor(specs, mesh.shape)
+  placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes,
+                        sharding.of_tree(mesh, specs))
+  assert sharding.summary(placed) == (
+      "8 devices: data 4, tensor 2; 1 of 2 tensors are split, 0.00806 of 0.0159 MiB of parameters "
+      "lie on each")
