@@ -8,19 +8,18 @@
 #   logs      follows what a worker prints until the run ends; Ctrl-C leaves the run alone
 #   fetch     copies the run's folder here; only what is new if it is in a bucket
 #   stop      asks the run to save and to end
-#   ssh       runs what follows -- on every worker
+#   ssh       runs what follows -- on every worker; without any, a shell on worker N
 #   delete    gives the slice back, which ends the bill; what is on its own disks is lost
 #   all       create, install, run, logs, fetch: the slice stays
 #
 #   launch/tpu_vm.sh all --zone us-west4-a --workdir gs://BUCKET/runs/first --dry-run -- \
-#     --config configs/pretrain/cifar10.py
+#     --config configs/pretrain/fractals.py:vit
 #
 #   --zone ZONE        where, such as us-west4-a
 #   --name NAME        of the slice (big-transfer)
 #   --project ID       whom to bill (gcloud's own default)
 #   --type TYPE        v5litepod-16, v4-32, v6e-8, ... (v5litepod-16)
-#   --version VERSION  the VMs' software (v2-alpha-tpuv5-lite); v4: tpu-ubuntu2204-base, v6e:
-#                      v2-alpha-tpuv6e
+#   --version VERSION  the VMs' software (what Google names for TYPE)
 #   --spot             cheaper, and may be taken away at any moment
 #   --queued           ask for a queued resource, and wait until there is one
 #   --recreate         a slice that was taken away is deleted and made anew
@@ -30,13 +29,15 @@
 #                        launch/tpu_vm.sh ssh --zone ZONE -- 'sudo mkdir -p /mnt/runs && sudo
 #                          mount -t nfs HOST:/SHARE /mnt/runs && sudo chmod 1777 /mnt/runs'
 #   --to FOLDER        where fetch puts the folder (runs)
-#   --env KEY=VALUE    for the run, such as TFDS_DATA_DIR=...; may be repeated
-#   --worker N         whose logs (0)
+#   --env KEY=VALUE    for the run, may be repeated. Data has to be where all workers see it, as on
+#                      a share: --env TFDS_DATA_DIR=/mnt/runs/data
+#   --worker N         whose logs or shell (0)
 #   --yes              delete without asking
 #   --dry-run          print every command and run none
 #
 # BIG_TRANSFER_EXTRAS=tpu,tensorboard installs more (default: tpu). Every command is echoed with a +
-# before it. With several workers gcloud wants `ssh-add ~/.ssh/google_compute_engine` once before.
+# before it. Where .venv is installed here, all and run read the config before anything is billed.
+# With several workers gcloud wants `ssh-add ~/.ssh/google_compute_engine` once before.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 extras=${BIG_TRANSFER_EXTRAS:-tpu}
@@ -221,6 +222,50 @@ make() {
   slice create "${flags[@]}" "$software=$version"
 }
 
+# Google's choice for a type of slice, empty for one that is not known.
+version_of() {  # TYPE
+  case $1 in
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+  esac
+}
+
+# Reads the config as every worker will, before anything is billed.
+check_config() {
+  local python=$here/../.venv/bin/python
+  if [[ ! -x $python ]]; then
+    say "note: there is no .venv here (launch/setup.sh makes it), so the config is read on the" \
+      "slice first"
+    return
+  fi
+  (cd "$here/.." && JAX_PLATFORMS=cpu "$python" - "${flags[@]}") << 'EOF' || exit 2
+import argparse
+import os
+import subprocess
+import sys
+
+from big_transfer import train
+from big_transfer.runs import configuring
+
+texts, others = configuring.split_arguments(sys.argv[1:])
+parser = argparse.ArgumentParser(prog="launch/tpu_vm.sh", usage="... -- FLAGS OF TRAIN")
+parser.add_argument("--config", required=True)
+spec = parser.parse_known_args(others)[0].config
+path = spec.split(":")[0]
+try:
+  config = configuring.load(spec)
+  train.program_key(configuring.override(config, configuring.parse_values(config, texts)))
+except ValueError as error:
+  sys.exit(f"error: {error}\nnothing was started: mend the flags after --")
+if not os.path.isabs(path) and subprocess.run(
+    ["git", "cat-file", "-e", f"HEAD:{os.path.normpath(path)}"], capture_output=True).returncode:
+  sys.exit(f"error: {path} is not in the commit that is checked out, which is what the slice gets: "
+           "commit it")
+EOF
+}
+
 install() {
   local commit archive
   commit=$(git -C "$here/.." rev-parse --short HEAD) || die "expected a git checkout: the commit" \
@@ -260,7 +305,7 @@ fetch() {
   else
     echoed gcloud compute tpus tpu-vm scp --recurse "$name:$remote" "$to" "${where[@]}" --worker=0
   fi
-  say "the run is in $folder"
+  [[ -n $dry_run ]] || say "the run is in $folder"
 }
 
 remove() {
@@ -270,18 +315,21 @@ remove() {
 }
 
 remind() {
-  say "$name goes on being billed until:  launch/tpu_vm.sh delete --name $name ${where[*]}" \
-    "${queued:+--queued}"
+  local delete="launch/tpu_vm.sh delete --name $name ${where[*]}${queued:+ --queued}"
+  if [[ -n $dry_run ]]; then
+    say "dry run: nothing was done. Without --dry-run, $name is billed from create until:  $delete"
+  else
+    say "$name goes on being billed until:  $delete"
+  fi
 }
 
-command=${1:-}
-[[ $# == 0 ]] || shift
-if [[ $command == worker ]]; then
+if [[ ${1:-} == worker ]]; then
+  shift
   worker "$@"
   exit
 fi
 exec 3>&1  # where commands are echoed
-zone="" name=big-transfer project="" type=v5litepod-16 version=v2-alpha-tpuv5-lite spot="" queued=""
+command="" zone="" name=big-transfer project="" type=v5litepod-16 version="" spot="" queued=""
 recreate="" workdir="" to=runs which=0 yes="" dry_run="" environment=() flags=()
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -296,12 +344,17 @@ while [[ $# -gt 0 ]]; do
     --spot | --queued | --recreate | --yes) printf -v "${1#--}" yes && shift ;;
     --dry-run) dry_run=yes && shift ;;
     --) shift && flags=("$@") && break ;;
+    -h | --help) command=help && shift ;;
+    [!-]*)
+      [[ -z $command ]] || die "expected one command; got '$command' and '$1' (train's flags come" \
+        "after --)"
+      command=$1 && shift ;;
     *) die "unknown option '$1': launch/tpu_vm.sh alone lists them; train's flags come after --" ;;
   esac
 done
 case $command in
   create | install | run | logs | fetch | stop | ssh | delete | all) ;;
-  "" | help | -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" && exit ;;
+  "" | help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" && exit ;;
   *) die "unknown command '$command': expected create, install, run, logs, fetch, stop, ssh," \
        "delete or all" ;;
 esac
@@ -321,15 +374,26 @@ fi
 case $command in
   run | all)
     [[ " ${flags[*]-} " == *" --config"* ]] || die "expected flags of big_transfer.train after" \
-      "--, such as: -- --config configs/pretrain/cifar10.py"
+      "--, such as: -- --config configs/pretrain/fractals.py:vit"
     [[ " ${flags[*]-} " != *" --workdir"* ]] || die "--workdir: give it before the --" ;;
 esac
+version=${version:-$(version_of "$type")}
+case $command in
+  create | all) [[ -n $version ]] || die "--type $type: its --version isn't known here; see" \
+    "cloud.google.com/tpu/docs/runtimes, and give both" ;;
+esac
+case $command in run | all) check_config ;; esac
 # Never f && g: within an f so called, set -e doesn't hold.
 case $command in
   create | install | logs | fetch) "$command" ;;
   run) start ;;
   stop) on_worker all "$on_vm worker stop" ;;
-  ssh) on_worker all "${flags[*]-}" ;;
+  ssh)
+    if [[ -n ${flags[*]-} ]]; then
+      on_worker all "${flags[*]}"
+    else
+      echoed gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$which"
+    fi ;;
   delete) remove ${yes:+--quiet} ;;
   all)
     trap remind EXIT  # also where a step of it fails

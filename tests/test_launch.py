@@ -1,5 +1,6 @@
 """The launch files do what their heads say: against stand-ins for gcloud, srun and the like."""
 import ast
+import importlib.util
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 TPU_VM = LAUNCH / "tpu_vm.sh"
-FLAGS = ["--config", "configs/pretrain/cifar10.py", "--config.optim.rules[0][1].wd=3.0",
+FLAGS = ["--config", "configs/pretrain/fractals.py:vit", "--config.optim.rules[0][1].wd=3.0",
          "--config.name=it's \"mine\" $HOME"]
 BASE = ["--zone", "us-west4-a", "--name", "mine"]
 
@@ -142,7 +143,8 @@ def test_a_dry_run_of_everything_prints_every_command_in_order_and_runs_none(clo
   assert all({"--zone=us-west4-a", "--project=ours"} <= set(words) for words in gcloud)
   assert {"--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot", "mine"} <= (
       set(gcloud[1]))
-  assert "delete" not in result.stdout.split("goes on being billed")[0]
+  assert "delete" not in result.stdout.split("dry run: nothing was done")[0]
+  assert "goes on being billed" not in result.stdout and "the run is in" not in result.stdout
   assert gcloud[2][-1] == gcloud[3][-2] == gcloud[7][-2] == "--worker=all"
   assert _remote(gcloud[3])[-3:] == ["big_transfer/launch/tpu_vm.sh", "worker", "install"]
   assert _remote(gcloud[7]) == [
@@ -167,6 +169,60 @@ def test_delete_leaves_the_question_to_gcloud_unless_told(cloud):
                                           "--zone=us-west4-a", "--force"])):
     [words] = _commands(_launch(cloud, "delete", *BASE, *flags, "--dry-run").stdout)
     assert words == ["gcloud", "compute", "tpus", *expected]
+
+
+def test_the_software_goes_with_the_type(cloud):
+  for kind, version in (("v4-32", "tpu-ubuntu2204-base"), ("v5litepod-8", "v2-alpha-tpuv5-lite"),
+                        ("v5p-8", "v2-alpha-tpuv5"), ("v6e-8", "v2-alpha-tpuv6e")):
+    result = _launch(cloud, "create", *BASE, "--type", kind, "--dry-run")
+    assert f"--version={version}" in _commands(result.stdout)[1]
+  for command in ("create", "all"):
+    unknown = [command, *BASE, "--type", "v9-8", "--dry-run"]
+    result = _launch(cloud, *unknown, "--", *FLAGS, check=False)
+    assert result.returncode == 2 and "--type v9-8" in result.stderr and not result.stdout
+  result = _launch(cloud, *unknown, "--version", "newest", "--", *FLAGS)
+  assert "--version=newest" in _commands(result.stdout)[1]
+
+
+def test_the_command_may_come_after_options_and_ssh_without_one_is_a_shell(cloud):
+  [words] = _commands(_launch(cloud, "--dry-run", *BASE, "--worker", "1", "ssh").stdout)
+  assert words == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "mine", "--zone=us-west4-a",
+                   "--worker=1"]
+  assert "create" in _launch(cloud, "--help").stdout
+
+
+def _with_venv(cloud):
+  """Gives the small repository an installed .venv, and a config of its own in its commit."""
+  repository = cloud.parent / "repository"
+  _script(repository / ".venv/bin/python",
+          f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
+  (repository / "configs").mkdir()
+  shutil.copy(ROOT / "configs/pretrain/fractals.py", repository / "configs/mine.py")
+  for command in (["add", "configs"],
+                  ["-c", "user.name=n", "-c", "user.email=n@e", "commit", "-qm", "a config"]):
+    subprocess.run(["git", *command], cwd=repository, check=True)
+  return repository
+
+
+def test_a_config_that_fails_does_so_before_anything_is_billed(cloud):
+  _with_venv(cloud)
+  result = _launch(cloud, "all", *BASE, "--", "--config=configs/mine.py:vit",
+                   "--config.optm.lr=3", check=False)
+  assert result.returncode == 2 and "config key 'optm.lr' is unknown" in result.stderr
+  assert not _called(cloud) and not _commands(result.stdout)
+  assert "billed" not in result.stdout
+
+
+@pytest.mark.slow
+def test_a_config_is_read_as_the_slice_will(cloud):
+  repository = _with_venv(cloud)
+  good = _launch(cloud, "all", *BASE, "--dry-run", "--", "--config", "configs/mine.py:vit",
+                 "--config.optim.lr=1e-3", "--allow_changes")
+  assert _commands(good.stdout) and "note:" not in good.stdout
+  (repository / "configs/mine.py").rename(repository / "configs/new.py")
+  for spec, said in (("configs/new.py:vit", "is not in the commit"), ("x", "doesn't exist")):
+    result = _launch(cloud, "run", *BASE, "--dry-run", "--", "--config", spec, check=False)
+    assert result.returncode == 2 and said in result.stderr and not _commands(result.stdout)
 
 
 def test_a_queued_resource_has_its_own_flags(cloud):
@@ -263,6 +319,7 @@ def test_a_workdir_that_workers_do_not_share_is_refused_before_anything_starts(c
     (["create"], "--zone: expected one"),
     (["create", "--zone"], "--zone: expected a value"),
     (["create", *BASE, "--chips", "8"], "unknown option '--chips'"),
+    (["create", *BASE, "install"], "expected one command; got 'create' and 'install'"),
     (["run", *BASE], "expected flags of big_transfer.train after --"),
     (["run", *BASE, "--", *FLAGS, "--workdir", "x"], "give it before the --"),
     (["run", *BASE, "--workdir", "gs://bucket", "--", *FLAGS], "expected a folder in the bucket"),
@@ -310,6 +367,12 @@ def test_a_slurm_job_queues_again_when_it_was_stopped(tmp_path, status, restarts
 def test_a_slurm_job_without_an_install_says_so(tmp_path):
   result, calls = _slurm(tmp_path, 0, PYTHON="", SLURM_SUBMIT_DIR=str(tmp_path))
   assert result.returncode == 2 and "run launch/setup.sh" in result.stderr and not calls
+
+
+def test_a_slurm_job_that_is_started_as_a_command_says_how(tmp_path):
+  result, calls = _slurm(tmp_path, 0, SLURM_JOB_ID="")
+  assert result.returncode == 2 and "sbatch launch/slurm.sbatch --config" in result.stderr
+  assert not calls
 
 
 def test_slurm_is_told_to_warn_and_to_requeue():
@@ -384,6 +447,13 @@ def test_the_notebook_is_stored_clean():
     if cell.cell_type == "code":
       assert not cell.outputs and cell.execution_count is None
       ast.parse(cell.source)
+
+
+def test_the_notebook_asks_for_its_repository_before_it_clones_anything(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("something was run"))
+  with pytest.raises(ValueError, match="REPOSITORY is still .*put the address of your copy"):
+    exec(_notebook().cells[1].source, {})  # what a cell is for
 
 
 @pytest.mark.slow
