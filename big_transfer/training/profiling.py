@@ -3,7 +3,8 @@
 Each trace is a folder `WORKDIR/profile/step_<first>`; `tensorboard --logdir WORKDIR/profile` with
 the plugin `tensorboard-plugin-profile` shows it, and so does ui.perfetto.dev the file
 `*.trace.json.gz` in it. Steps count from 0, over the whole run: a run that is continued beyond
-them traces nothing. The first steps compile; take later ones to see training itself.
+them traces nothing. The first steps compile; take later ones to see training itself. Steps that
+were never reached are told of at the end.
 """
 import contextlib
 import pathlib
@@ -87,7 +88,13 @@ class Profiler:
       self._attempt(self._mark, step)
 
   def close(self, pending: Iterable[Any] = ()) -> None:
-    """Ends a trace that still runs, as where training ends or is stopped within it."""
+    """Ends a trace that still runs, as where training ends or is stopped within it.
+
+    Tells of steps that were asked for and never came.
+    """
+    for first, end in self._spans:
+      steps = f"step {first} was" if end == first + 1 else f"steps {first} to {end - 1} were"
+      print(f"profile: {steps} not reached, so there is no trace of them", flush=True)
     self._spans = []
     if self._end is not None:
       self._attempt(self._stop, pending)

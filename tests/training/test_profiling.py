@@ -44,11 +44,17 @@ def test_a_continued_run_traces_what_is_left_of_a_span_and_skips_those_before(tm
   assert _marked(tmp_path / "profile/step_5") == [5, 6]
 
 
-def test_nothing_is_traced_unless_asked_for(tmp_path, monkeypatch):
+def test_nothing_is_traced_unless_asked_for(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(jax.profiler, "start_trace", lambda *_: pytest.fail("traced"))
   _train(profiling.Profiler(None, tmp_path), range(3))
-  _train(profiling.Profiler((10, 2), tmp_path), range(3))
+  assert not capsys.readouterr().out
+  profiler = profiling.Profiler([(10, 2), (20, 1)], tmp_path)
+  _train(profiler, range(3))
   assert not list(tmp_path.iterdir())
+  profiler.close()  # tells once
+  told = capsys.readouterr().out.splitlines()
+  assert [line.split(",")[0] for line in told] == [
+      "profile: steps 10 to 11 were not reached", "profile: step 20 was not reached"]
 
 
 @pytest.mark.parametrize("spec, said", [
