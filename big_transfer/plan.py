@@ -10,13 +10,14 @@ it down, each tried. `--compile` asks XLA on this machine as well, on simulated 
 there are too few; that is exact for this backend alone: a GPU or TPU fuses, pads and orders
 otherwise. `--measure` times a few steps on noise, where the devices are those of this machine.
 
-From Python, `plan(config, devices=256, memory="32GiB")` returns it all as a `Plan`.
+Exit codes: 0, 1 if it doesn't fit in --memory or something is amiss. From Python, `plan(config, devices=256, memory="32GiB")` returns it all as a `Plan`.
 """
 import argparse
 import dataclasses
 import json
 import math
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -131,8 +132,10 @@ def plan(config: Mapping, devices: int | None = None, *, memory: str | int | Non
     backend = "cpu" if jax.default_backend() == "cpu" and devices <= here else "accelerator"
   if backend not in BACKENDS:
     raise configuring.ConfigError(f"backend is {backend!r}: expected {' or '.join(BACKENDS)}")
-  limit = memory if memory is None or isinstance(memory, int) else units.parse(memory, "memory")
-  rate = units.parse(rate, "rate") if isinstance(rate, str) else rate
+  limit = memory
+  if isinstance(memory, str):
+    limit = units.parse_bytes(memory, "memory")
+  rate = units.parse_rate(rate) if isinstance(rate, str) else rate
   classes, examples = _data(settings, classes, examples)
   need, parts, sizes = _need(settings, devices, classes, population, backend)
   members = population or 1
@@ -257,7 +260,7 @@ def _largest(parts, count=5):
 
 
 def _advice(settings, best, limit, devices, classes, population, backend, most=6):
-  """Changes that bring the peak down from `best`, one upon the other, until it fits."""
+  """Changes that bring the peak down from `best`, added one after another, until it fits."""
   tried, tries = [], 0
   for turn in (_over_fsdp, _rematerialised, _accumulated, _halved):
     while tries < most and (change := turn(settings, devices, population)) is not None:
@@ -285,7 +288,8 @@ def _over_fsdp(settings, devices, population):
   if sizes.get("fsdp", 1) > 1 or sizes.get("data", 1) == 1:
     return None
   axes = {**settings.mesh, "data": 1, "fsdp": settings.mesh["data"]}
-  return f"mesh={json.dumps(axes)}", {"mesh": axes}
+  words = " ".join(f"--config.mesh.{axis}={axes[axis]}" for axis in ("data", "fsdp"))
+  return words, {"mesh": axes}
 
 
 def _rematerialised(settings, devices, population):
@@ -294,7 +298,7 @@ def _rematerialised(settings, devices, population):
   if settings.model.get("remat", "none") != "none":
     return None
   change = {"remat": "full"} | ({} if settings.model["name"] == "resnet" else {"scan": True})
-  return (", ".join(f"model.{key}={value}" for key, value in change.items()),
+  return (" ".join(f"--config.model.{key}={value}" for key, value in change.items()),
           {"model": {**settings.model, **change}})
 
 
@@ -303,7 +307,7 @@ def _accumulated(settings, devices, population):
   accumulate = 2 * settings.accumulate
   if settings.batch_size % (accumulate * _shards(settings, devices, population)):
     return None
-  return f"accumulate={accumulate}", {"accumulate": accumulate}
+  return f"--config.accumulate={accumulate}", {"accumulate": accumulate}
 
 
 def _halved(settings, devices, population):
@@ -312,7 +316,7 @@ def _halved(settings, devices, population):
   if settings.batch_size % 2 or batch % shards:
     return None
   accumulate = math.gcd(settings.accumulate, batch // shards)
-  return f"batch_size={batch}, accumulate={accumulate}", {
+  return f"--config.batch_size={batch} --config.accumulate={accumulate}", {
       "batch_size": batch, "accumulate": accumulate}
 
 
@@ -332,9 +336,12 @@ def text(plan_: Plan) -> str:
   lines += [f"  {name} {tuple(shape)}: {split}, {units.bytes_text(size_)} each"
             for name, shape, split, size_ in p.tensors]
   lines += ["", f"on each device, at the peak of a step (as on {_article(p.backend)}):"]
-  lines += [f"  {name:<24}{units.bytes_text(value):>12}" for name, value in (
-      ("parameters", m.parameters), ("optimiser", m.optimiser), ("batch", m.batch),
-      ("gradients", m.gradients), ("activations", m.activations), ("in all", m.total))]
+  rest = ("" if 2 * m.gradients > m.parameters else
+          f"  (of {units.bytes_text(m.parameters)}: the others come when activations are gone)")
+  lines += [f"  {name:<24}{units.bytes_text(value):>12}{note}" for name, value, note in (
+      ("parameters", m.parameters, ""), ("optimiser", m.optimiser, ""), ("batch", m.batch, ""),
+      ("gradients", m.gradients, rest), ("activations", m.activations, ""),
+      ("in all", m.total, ""))]
   if p.compiled is not None:
     lines.append(f"  {'XLA here, compiled':<24}{units.bytes_text(p.compiled.total):>12}  "
                  f"(estimated at {m.total / p.compiled.total:.2f} of it)")
@@ -343,9 +350,11 @@ def text(plan_: Plan) -> str:
     limit, gap = units.bytes_text(p.limit), units.bytes_text(abs(over))
     lines.append(f"fits in {limit}, {gap} to spare" if p.fits else
                  f"DOES NOT FIT in {limit}: {gap} too much")
+  else:
+    lines.append("whether it fits was not asked: --memory says what a device has")
   if p.fits is False:
-    lines.append("turned one upon the other:")
-    lines += [f"  {change:<44}{units.bytes_text(total):>12}{'  fits' if total <= p.limit else ''}"
+    lines.append("added one after another:")
+    lines += [f"  {change:<52}{units.bytes_text(total):>12}{'  fits' if total <= p.limit else ''}"
               for change, total in p.advice]
   if p.fits is False and (not p.advice or p.advice[-1][1] > p.limit):
     lines.append("  that is not enough: more devices, a smaller model, a mesh whose fsdp "
@@ -357,7 +366,8 @@ def text(plan_: Plan) -> str:
   if p.seconds is not None:
     rate = p.steps * p.flops_step / p.seconds / devices
     lines.append(f"time: {units.time_text(p.seconds)} for all steps, evaluations not counted "
-                 f"({units.flop_text(rate)}/s on each device)")
+                 f"({units.flop_text(rate)}/s of the model's own on each device: what "
+                 "rematerialisation computes again comes on top)")
   return "\n".join(lines)
 
 
@@ -374,7 +384,8 @@ def main(argv=None):
   parser.add_argument("--config", required=True, help="configs/….py or configs/….py:argument")
   parser.add_argument("--devices", type=int, help="their number; default, those of this machine")
   parser.add_argument("--memory", help="of a device, such as 32GiB")
-  parser.add_argument("--rate", help="FLOP/s that a device achieves, such as 120TFLOP/s")
+  parser.add_argument("--rate", help="the model's FLOP/s that a device achieves, such as 120TFLOP/s: often "
+                           "a third to a half of the chip's peak")
   parser.add_argument("--measure", action="store_true", help="time a few steps here instead")
   parser.add_argument("--compile", action="store_true",
                       help="XLA's own analysis beside the estimate; simulates devices on the CPU")
@@ -389,11 +400,13 @@ def main(argv=None):
   try:
     found = _run(args, texts)
     if args.json:
+      pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
       with open(args.json, "w") as f:
         json.dump(found.as_dict(), f, indent=1)
   except (ValueError, OSError) as e:
     sys.exit(f"error: {e}")
   print(text(found), flush=True)
+  sys.exit(found.fits is False)
 
 
 def _run(args, texts):

@@ -66,15 +66,20 @@ def test_a_plan_of_two_billion_parameters_allocates_nothing(model, parameters):
 
 
 @pytest.mark.parametrize("text,value", [
-    ("32GiB", 32 * 2**30), ("80 GB", 80e9), ("1.5TiB", 1.5 * 2**40), ("512MiB", 2**29)])
+    ("32GiB", 32 * 2**30), ("80 GB", 80e9), ("1.5TiB", 1.5 * 2**40), ("512mib", 2**29)])
 def test_sizes(text, value):
-  assert units.parse(text, "memory") == value
-  assert units.parse("120TFLOP/s", "rate") == 120e12
+  assert units.parse_bytes(text, "memory") == value
+
+
+@pytest.mark.parametrize("text", ["120TFLOP/s", "120 tflops", "0.12PFlop/s", "1.2e14", "120e12FLOP/s"])
+def test_rates(text):
+  assert units.parse_rate(text) == pytest.approx(120e12)
 
 
 @pytest.mark.parametrize("config,devices,settings,words", [
     ({}, 8, dict(memory="32 gigs"), "memory is '32 gigs'.*32GiB"),
     ({}, 8, dict(memory="0GiB"), "memory is '0GiB'"),
+    ({}, 8, dict(memory="80"), "memory is '80'.*with its unit"),
     ({}, 8, dict(memory="3TFLOP/s"), "memory is '3TFLOP/s'"),
     ({}, 8, dict(rate="120GiB"), "rate is '120GiB'.*120TFLOP/s"),
     ({}, 0, {}, "devices is 0"),

@@ -3,26 +3,40 @@ import re
 
 from big_transfer.runs import configuring
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
-          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18,
+          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-def parse(text: str, what: str) -> int:
-  """Reads "32GiB", "80 GB" or "120TFLOP/s" as a number.
+def parse_bytes(text: str, what: str) -> int:
+  """Reads "32GiB" or "80 gb" as bytes.
 
   Args:
     text: what was typed.
-    what: whose size it is, for the error; "rate" for FLOP/s, anything else for bytes.
+    what: whose size it is, for the error.
 
   Raises:
-    ConfigError: it is no such size.
+    ConfigError: it is no such size, or has no unit.
   """
-  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGTPE]|[KMGT]i)?(B|FLOPs?(?:/s)?)?\s*", text)
-  wanted = (what == "rate") == bool(match and (match[3] or "B").startswith("FLOP"))
-  if match is None or not wanted or not float(match[1]):
-    example = "120TFLOP/s" if what == "rate" else "32GiB or 80GB"
-    raise configuring.ConfigError(f"{what} is {text!r}: expected a size such as {example}")
-  return int(float(match[1]) * _UNITS[match[2] or ""])
+  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?)b\s*", text, re.IGNORECASE)
+  if match is None or not float(match[1]):
+    raise configuring.ConfigError(
+        f"{what} is {text!r}: expected a size with its unit, such as 32GiB or 80GB")
+  return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_rate(text: str) -> float:
+  """Reads "120TFLOP/s", "120 tflops" or "1.2e14" as FLOP a second.
+
+  Raises:
+    ConfigError: it is no such rate.
+  """
+  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgtpe]?)flop(?:s|/s)?)?\s*", text,
+                       re.IGNORECASE)
+  if match is None or not float(match[1]):
+    raise configuring.ConfigError(
+        f"rate is {text!r}: expected FLOP a second that a device achieves, such as 120TFLOP/s or "
+        "1.2e14")
+  return float(match[1]) * _UNITS[(match[2] or "").lower()]
 
 
 def bytes_text(count: float) -> str:
