@@ -2,7 +2,7 @@
 
 The state is exact: the bytes of each array's shard. The peak of a step is an estimate, see
 `liveness`; `compiled` asks the compiler itself. Against the compiler's own analysis on a CPU
-(arguments and temporaries together) 58 programs came out at 0.83 to 1.14 of it: ViT, Mixer and
+(arguments and temporaries together) 58 programs came out at 0.83 to 1.13 of it: ViT, Mixer and
 ResNet up to R50x1, batches of 16 to 512, both dtypes, 1 to 4 micro-batches, with `scan` and `remat`
 and without, one device and eight on axes data, fsdp and tensor, AdamW, SGD and Adafactor.
 
