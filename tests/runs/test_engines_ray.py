@@ -3,6 +3,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import worker_functions
 from big_transfer import sweep
 from big_transfer.runs import engines
 from big_transfer.runs import records
+from big_transfer.runs.engines import own_ray
 from big_transfer.runs.engines import ray_cluster
 
 ray = pytest.importorskip("ray")
@@ -33,7 +35,7 @@ def cluster():
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *sys.path]))
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             logging_level="ERROR", object_store_memory=ray_cluster.STORE_BYTES)
+             logging_level="ERROR", object_store_memory=own_ray.STORE_BYTES)
     yield
     ray.shutdown()
 
@@ -111,6 +113,72 @@ def test_what_cannot_be_had_is_told(cluster, tmp_path, monkeypatch):
   monkeypatch.setattr(added_later, "__module__", "worker_functions")
   with pytest.raises(engines.EngineError, match="worker_functions.added_later' importable"):
     engines.run_ray(tasks, added_later)
+
+
+def test_a_wait_for_a_node_that_may_come_is_told(cluster, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(ray_cluster, "WANT_SECONDS", 0.2)
+  timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM))
+  timer.start()
+  outcomes, number = engines.run_ray([act(tmp_path, "a")], worker_functions.act, jobs=1,
+                                     resources={"wrong": 1})
+  timer.join()
+  assert number == signal.SIGTERM and outcomes[0].status == "unfinished"
+  told = capsys.readouterr().err
+  assert told.count("waiting: no node of this Ray has num_cpus=1, wrong=1: there are CPU=2") > 1
+
+
+def test_a_ray_that_can_not_be_connected_to_is_not_started(tmp_path, monkeypatch):
+  for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(ray, "is_initialized", lambda: False)
+  monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("something was started"))
+  with pytest.raises(engines.EngineError, match="imported before the sweep.*RAY_AUTH_MODE=token"):
+    engines.run_ray([act(tmp_path, "a")], worker_functions.act)
+
+
+def test_a_ray_that_fails_to_start_says_why(monkeypatch, tmp_path):
+  (tmp_path / "ray.py").write_text("raise OSError('no place\\nfor sockets')")
+  monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+  with pytest.raises(RuntimeError, match="^OSError: no place for sockets$"):
+    with own_ray.running():
+      pytest.fail("it was said to run")
+
+
+@pytest.mark.slow
+def test_our_ray_ends_with_a_process_that_is_killed():
+  code = ("import time\nfrom big_transfer.runs.engines import own_ray\n"
+          "with own_ray.running() as address:\n  print(address, flush=True)\n  time.sleep(600)")
+  with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as user:
+    assert user.stdout.readline().startswith("starting Ray")
+    host, port = user.stdout.readline().strip().split(":")
+    socket.create_connection((host, int(port))).close()
+    user.kill()
+
+  def gone():
+    try:
+      socket.create_connection((host, int(port))).close()
+    except ConnectionRefusedError:
+      return True
+    return False
+  until(gone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_process_group_lets_trials_save(tmp_path):
+  """As `timeout`, Ctrl-C and job managers send it: Ray must outlive it until trials have saved."""
+  spec = tmp_path / "some.py"
+  spec.write_text(SWEEP.format(root=str(HERE.parents[1])).replace("=200", "=20_000"))
+  root = tmp_path / "runs"
+  command = subprocess.Popen(
+      [*COMMAND, f"--sweep={spec}", f"--workdir={root}", "--engine=ray", "--jobs=1"],
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+  until(lambda: saving(root) or command.poll() is not None, seconds=120)
+  os.killpg(command.pid, signal.SIGTERM)
+  out = command.communicate(timeout=60)[0]
+  assert command.returncode == 128 + signal.SIGTERM, out
+  assert out.startswith("starting Ray") and "stopped by SIGTERM, 3 trials in" in out
+  [run] = [records.read_run(path.parent) for path in root.glob(f"*/{records.RUN}")]
+  assert run["status"] == "interrupted"
 
 
 def added_later(payload):

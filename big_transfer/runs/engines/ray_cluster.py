@@ -12,17 +12,19 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from typing import Any, Callable, Mapping, Sequence
 
 from big_transfer.runs.engines import crew as crew_lib
+from big_transfer.runs.engines import own_ray
 from big_transfer.runs.engines import tasks as tasks_lib
 from big_transfer.runs.engines.tasks import EngineError, Outcome, Progress, Task
 
-# The object store of a Ray started here: what passes through it are configs and run.json's.
-STORE_BYTES = 100 * 2**20
 # How often the cluster is asked how many workers fit in.
 CAPACITY_SECONDS = 5.0
+# How often it is told that no node has what a worker needs, while there may come one.
+WANT_SECONDS = 30.0
 # How many workers in a row may be lost before one is ready, until the cluster counts as unusable.
 STILLBORN = 10
 # How long a cluster may take to answer at all.
@@ -76,8 +78,8 @@ def run_ray(
   book = tasks_lib.Book(tasks, retries)
   if not tasks:
     return [], None
-  with _connected(address) as ray:
-    crew = _Crew(ray, function, book, jobs, needs)
+  with _connected(address) as (ray, grows):
+    crew = _Crew(ray, function, book, jobs, needs, grows)
     with tasks_lib.signals() as received:
       try:
         crew.run(report, received)
@@ -88,29 +90,41 @@ def run_ray(
 
 @contextlib.contextmanager
 def _connected(address):
-  """Gives the module `ray`, connected; what was connected here is disconnected afterwards."""
-  os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+  """Gives the module `ray`, connected, and whether nodes may be added to that Ray.
+
+  What was connected or started here is disconnected or ended afterwards.
+  """
+  address = address or os.environ.get("RAY_ADDRESS") or "local"
+  late = sys.modules.get("ray") is not None and "RAY_AUTH_MODE" not in os.environ
+  # Both are read when Ray is imported. A Ray that is started asks for its token by itself; who
+  # connects to one has to be told to show it.
+  os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+  if address == "local" and not late:
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
   try:
     import ray
   except ImportError as error:
     raise EngineError("the engine 'ray' needs Ray: pip install 'big_transfer[ray]'") from error
   if ray.is_initialized():
-    yield ray
+    yield ray, True
     return
-  address = address or os.environ.get("RAY_ADDRESS") or "local"
-  started = {"num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-             "include_dashboard": False, "object_store_memory": STORE_BYTES}
-  try:
-    _knock(address)
-    ray.init(address, log_to_driver=False, logging_level=logging.ERROR,
-             **(started if address == "local" else {}))
-  except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-    raise EngineError(f"can't reach Ray at '{address}' ({_one_line(error)}): check --address and "
-                      "RAY_ADDRESS, or `ray status` there") from error
-  try:
-    yield ray
-  finally:
-    ray.shutdown()
+  if address == "local" and late:
+    raise EngineError("Ray was imported before the sweep, which is too late to connect to one that "
+                      "is started for it: call ray.init() first, which is then used, or set "
+                      "RAY_AUTH_MODE=token before Ray is imported")
+  with contextlib.ExitStack() as on_exit:
+    try:
+      there = on_exit.enter_context(own_ray.running()) if address == "local" else address
+      _knock(there)
+      ray.init(there, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+      if address == "local":
+        raise EngineError(f"can't start Ray on this machine ({_one_line(error)}): its logs are in "
+                          "/tmp/ray/session_latest/logs") from error
+      raise EngineError(f"can't reach Ray at '{address}' ({_one_line(error)}): check --address and "
+                        "RAY_ADDRESS, or `ray status` there") from error
+    on_exit.callback(ray.shutdown)
+    yield ray, address != "local"
 
 
 def _knock(address):
@@ -164,7 +178,7 @@ class _Worker(crew_lib.Worker):
 class _Crew(crew_lib.Crew):
   """Ray actors."""
 
-  def __init__(self, ray, function, book, jobs, needs):
+  def __init__(self, ray, function, book, jobs, needs, grows):
     super().__init__(book)
     self.ray, self.function, self.jobs, self.needs = ray, function, jobs, needs
     named = {"num_cpus", "num_gpus", "memory"}
@@ -173,16 +187,18 @@ class _Crew(crew_lib.Crew):
                            **{name: needs[name] for name in named & needs.keys()})(_Post)
     self.stillborn = 0  # how many workers in a row were lost before they were ready
     self.asked, self.fit = -CAPACITY_SECONDS, 0
-    if jobs is None and not self._fitting():
-      raise EngineError(
-          f"no node of this Ray has {_told(needs)}: there are {self._offers()}. Ask for less with "
-          "--resources; if the cluster adds nodes by itself, say with --jobs how many trials to "
-          "ask for at once")
+    self.wanting = -WANT_SECONDS  # when it was told last that nothing fits
+    if (jobs is None or not grows) and not self._fitting():
+      raise EngineError(self._want() + ". Ask for less with --resources" + (
+          "; if the cluster adds nodes by itself, say with --jobs how many to ask for at once"
+          if grows else ", or give the --address of a cluster that has it"))
 
   def places(self):
     return self.jobs or max(1, self._fitting())
 
   def hire(self):
+    if not any(worker.ready for worker in self.workers):
+      self._tell_of_want()
     wanted = min(self.places(), len(self.book.pending) + len(self.busy()))
     while len(self.workers) < wanted:
       self.workers.append(_Worker(
@@ -264,6 +280,17 @@ class _Crew(crew_lib.Crew):
 
   def _nodes(self):
     return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+  def _tell_of_want(self):
+    """Tells now and then why nothing begins where no node has what a worker needs."""
+    if time.monotonic() - self.wanting >= WANT_SECONDS and not self._fitting():
+      self.wanting = time.monotonic()
+      print(f"\nwaiting: {self._want()}. This ends only if the cluster adds such a node; if it "
+            "doesn't, stop with Ctrl-C and ask for less with --resources", file=sys.stderr,
+            flush=True)
+
+  def _want(self):
+    return f"no node of this Ray has {_told(self.needs)}: there are {self._offers()}"
 
   def _offers(self):
     return "; ".join(
