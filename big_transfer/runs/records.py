@@ -95,6 +95,7 @@ class Record:
         writes there.
     """
     self.folder = pathlib.Path(workdir).expanduser().absolute()
+    self._made = not self.folder.exists()
     with _told(f"create the run folder '{self.folder}'"):
       self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = _locked(self.folder / LOCK)
@@ -113,7 +114,13 @@ class Record:
     self.close()
 
   def close(self) -> None:
-    """Lets go of the folder. Calling it again does nothing."""
+    """Lets go of the folder. Calling it again does nothing.
+
+    A folder that was made for this, and in which nothing was written, is removed: a run that was
+    refused leaves none.
+    """
+    if self._made and not self._metrics.closed:
+      self._remove_empty()
     self._metrics.close()
     self._lock.close()
 
@@ -198,6 +205,14 @@ class Record:
 
   def _path(self, name):
     return self.folder / name
+
+  def _remove_empty(self):
+    ours = {self._path(LOCK), self._path(METRICS)}
+    with contextlib.suppress(OSError):  # then it stays, which does no harm
+      if set(self.folder.iterdir()) == ours and not os.fstat(self._metrics.fileno()).st_size:
+        for path in ours:
+          path.unlink()
+        self.folder.rmdir()
 
   def _drop_cut_line(self):
     """Moves away what a killed write left of a line, so that the next row starts a line."""

@@ -209,6 +209,23 @@ time.sleep(60)
       records.Record(tmp_path)
 
 
+def test_a_folder_made_for_nothing_is_removed_and_no_other(tmp_path):
+  with pytest.raises(ValueError, match="refused"):
+    with records.Record(tmp_path / "refused"):
+      raise ValueError("refused")
+  assert not list(tmp_path.iterdir())
+  records.Record(tmp_path).close()  # was there before
+  with records.Record(tmp_path / "run") as record:
+    record.update_run(status="failed")
+  with records.Record(tmp_path / "rows") as record:
+    record.append([{"step": 1}])
+  with records.Record(tmp_path / "others") as record:
+    (record.folder / "log.txt").touch()
+  record.close()
+  for name in ("run", "rows", "others"):
+    assert (tmp_path / name / records.METRICS).exists()
+
+
 def test_a_folder_that_can_t_be_written(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(records.RecordError, match="can't create the run folder"):
