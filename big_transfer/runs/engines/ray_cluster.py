@@ -122,7 +122,8 @@ def _connected(address):
         raise EngineError(f"can't start Ray on this machine ({_one_line(error)}): its logs are in "
                           "/tmp/ray/session_latest/logs") from error
       raise EngineError(f"can't reach Ray at '{address}' ({_one_line(error)}): check --address and "
-                        "RAY_ADDRESS, or `ray status` there") from error
+                        "RAY_ADDRESS, or `ray status` there; if it asks for a token, set "
+                        "RAY_AUTH_MODE=token") from error
     on_exit.callback(ray.shutdown)
     yield ray, address != "local"
 
