@@ -50,6 +50,7 @@ setuptools.setup(
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "pyyaml>=6,<7",
             "tensorboard>=2.18,<3",
         ],

@@ -44,6 +44,7 @@ def test_what_lies_near_the_prediction_counts_most():
   assert near > 3.0 * far and near / far > plain_near / plain_far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 400])
 def test_intervals_hold_new_points_at_their_level(n):
   # 60 data sets of 20 new points beyond the data. A nominal .9; the standard error over sets is

@@ -24,6 +24,7 @@ def test_planted_surfaces_are_found(name):
   assert found.rms < 1e-6 and np.isnan(list(found.intervals.values())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_intervals_hold_planted_exponents(name):
   law = surfaces.LOSS_LAWS[name]
