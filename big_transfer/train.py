@@ -1,6 +1,6 @@
 """One run: pre-train a model, probe it as it trains, leave a record.
 
-    python -m big_transfer.train --config configs/pretrain/cifar10.py --workdir runs/first \\
+    python -m big_transfer.train --config configs/pretrain/fractals.py:vit --workdir runs/first \\
         --config.total_steps=1000
 
 or, from Python, `train(config, "runs/first")`. The same command continues a run that was stopped,
