@@ -93,7 +93,8 @@ def _cloud(tmp_path):
 
 
 def _environment(cloud):
-  return {**os.environ, "CLOUD": str(cloud), "PATH": f"{cloud}/bin:{os.environ['PATH']}",
+  ours = {name: value for name, value in os.environ.items() if name != "BIG_TRANSFER_EXTRAS"}
+  return {**ours, "CLOUD": str(cloud), "PATH": f"{cloud}/bin:{os.environ['PATH']}",
           "TMPDIR": str(cloud), "BIG_TRANSFER_POLL_SECONDS": "0"}
 
 

@@ -237,7 +237,7 @@ def _published():
 
 
 def test_published_curves_are_predicted_as_well_as_is_said():
-  errors, covered, started = [], [], time.process_time()
+  errors, covered = [], []
   for train_N2, test_Q2 in _published().values():
     curve = scale.fit(*train_N2.T)
     x_Q, y_Q = test_Q2.T
@@ -247,4 +247,3 @@ def test_published_curves_are_predicted_as_well_as_is_said():
   assert len(errors) == 72
   assert np.mean(errors) < 0.0308
   assert 0.85 < np.mean(covered) < 0.95
-  assert time.process_time() - started < 72 * 0.1  # seconds; 0.04 a curve when nothing else runs
