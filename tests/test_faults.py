@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from big_transfer import train as train_lib
-from big_transfer.data import pipeline
 from big_transfer.runs import records
 from big_transfer.training import checkpoint
 from big_transfer.training import members
@@ -58,26 +57,6 @@ def _fill(folder, leave=0):
   return path
 
 
-def _at_step(monkeypatch, at, do):
-  """Calls `do` as the batch of step `at` is asked for."""
-  original = pipeline.train_batches
-
-  class Batches:
-    def __init__(self, *args, step, **kwargs):
-      self._it, self._step = original(*args, step=step, **kwargs), step
-
-    def __next__(self):
-      if self._step == at:
-        do()
-      self._step += 1
-      return next(self._it)
-
-    def close(self):
-      self._it.close()
-
-  monkeypatch.setattr(pipeline, "train_batches", Batches)
-
-
 def _params(folder):
   return checkpoint.read(folder / "checkpoints")
 
@@ -98,7 +77,7 @@ def undisturbed(tmp_path_factory):
 def test_a_disk_for_no_checkpoint_is_refused_before_the_first_step(mount, monkeypatch):
   disk = mount(30)
   filling = _fill(disk, leave=2 * 2**20)
-  _at_step(monkeypatch, 0, lambda: pytest.fail("a step was begun"))
+  toy.at_step(monkeypatch, 0, lambda: pytest.fail("a step was begun"))
   with pytest.raises(checkpoint.CheckpointError, match=r"has [\d.]+ MiB free, a checkpoint takes "
                      r"[\d.]+ MiB: no checkpoint could be written; free [\d.]+ MiB"):
     train_lib.train(_config(), disk / "run")
@@ -171,7 +150,7 @@ def test_a_disk_that_is_full_when_rows_are_written(undisturbed, mount, monkeypat
     _fill(disk)
 
   with monkeypatch.context() as patch:
-    _at_step(patch, 4, fill)
+    toy.at_step(patch, 4, fill)
     with pytest.raises(records.RecordError, match="can't append to .*No space left.*disk has sp"):
       train_lib.train(config, disk / "run")
   assert _params(disk / "run").step == 4

@@ -161,22 +161,7 @@ def test_the_same_seed_gives_the_same_run(undisturbed, tmp_path):
 
 def _signal_at(monkeypatch, number, at):
   """Sends a signal to this process as the batch of step `at` is asked for."""
-  original = pipeline.train_batches
-
-  class Batches:
-    def __init__(self, *args, step, **kwargs):
-      self._it, self._step = original(*args, step=step, **kwargs), step
-
-    def __next__(self):
-      if self._step == at:
-        os.kill(os.getpid(), number)
-      self._step += 1
-      return next(self._it)
-
-    def close(self):
-      self._it.close()
-
-  monkeypatch.setattr(pipeline, "train_batches", Batches)
+  toy.at_step(monkeypatch, at, lambda: os.kill(os.getpid(), number))
 
 
 @pytest.mark.parametrize("number, at", [(signal.SIGTERM, 2), (signal.SIGINT, 3)])

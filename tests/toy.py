@@ -1,5 +1,7 @@
-"""A run of seconds: the config that tests of the loop share."""
+"""A run of seconds: its config, and a way into its loop, that tests share."""
 from ml_collections import ConfigDict
+
+from big_transfer.data import pipeline
 
 
 def config(**changes):
@@ -17,3 +19,23 @@ def config(**changes):
                              seeds=(0, 1))),
       checkpoint=dict(every=2))
   return ConfigDict({**settings, **changes}).lock()
+
+
+def at_step(monkeypatch, at, do):
+  """Calls `do` as the batch of step `at` is asked for."""
+  original = pipeline.train_batches
+
+  class Batches:
+    def __init__(self, *args, step, **kwargs):
+      self._it, self._step = original(*args, step=step, **kwargs), step
+
+    def __next__(self):
+      if self._step == at:
+        do()
+      self._step += 1
+      return next(self._it)
+
+    def close(self):
+      self._it.close()
+
+  monkeypatch.setattr(pipeline, "train_batches", Batches)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import worker_functions
+from engine_tasks import act, trial
 from big_transfer import sweep
 from big_transfer.runs import engines
 from big_transfer.runs import records
@@ -38,17 +39,6 @@ def cluster():
              logging_level="ERROR", object_store_memory=own_ray.STORE_BYTES)
     yield
     ray.shutdown()
-
-
-def act(folder, name, do="work"):
-  return engines.Task(name, "g", {"do": do, "name": name, "folder": str(folder)},
-                      str(folder / "logs" / f"{name}.log"))
-
-
-def trial(folder, name, rows, seconds):
-  workdir = str(folder / name)
-  return engines.Task(name, "g", {"workdir": workdir, "rows": rows, "seconds": seconds},
-                      f"{workdir}/log.txt")
 
 
 def complete(folder, rows):

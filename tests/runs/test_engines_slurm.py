@@ -11,6 +11,7 @@ import time
 import pytest
 
 import worker_functions
+from engine_tasks import act, trial
 from big_transfer import sweep
 from big_transfer.runs import engines
 from big_transfer.runs import records
@@ -43,17 +44,6 @@ def slurm(tmp_path, monkeypatch):
   for line in ask("squeue").splitlines():
     if line.endswith("RUNNING"):
       ask("fail", line.split()[0])
-
-
-def act(folder, name, do="work"):
-  return engines.Task(name, "g", {"do": do, "name": name, "folder": str(folder)},
-                      str(folder / "logs" / f"{name}.log"))
-
-
-def trial(folder, name, rows, seconds):
-  workdir = str(folder / name)
-  return engines.Task(name, "g", {"workdir": workdir, "rows": rows, "seconds": seconds},
-                      f"{workdir}/log.txt")
 
 
 def run(folder, tasks, function, **more):

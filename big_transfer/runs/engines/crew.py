@@ -68,6 +68,19 @@ class Crew:
     """Returns how many tasks can run at once."""
     raise NotImplementedError
 
+  def end(self):
+    """Lets go of the workers, whatever they are at."""
+    raise NotImplementedError
+
+  def work(self, report):
+    """Works until all is done, failed or stopped by a signal; see `run_local` for what it returns."""
+    with tasks_lib.signals() as received:
+      try:
+        self.run(report, received)
+      finally:
+        self.end()
+    return list(self.book.outcomes.values()), received[0] if received else None
+
   def run(self, report, received):
     """Works until all is done, failed or stopped.
 

@@ -49,13 +49,7 @@ def run_local(
   if jobs < 1:
     raise ValueError(f"expected jobs >= 1; got jobs={jobs}")
   book = tasks_lib.Book(tasks, retries)
-  crew = _Crew(function, min(jobs, len(tasks)), book)
-  with tasks_lib.signals() as received:
-    try:
-      crew.run(report, received)
-    finally:
-      crew.end()
-  return list(book.outcomes.values()), received[0] if received else None
+  return _Crew(function, min(jobs, len(tasks)), book).work(report)
 
 
 class _Worker(crew_lib.Worker):

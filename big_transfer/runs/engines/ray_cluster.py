@@ -79,13 +79,7 @@ def run_ray(
   if not tasks:
     return [], None
   with _connected(address) as (ray, grows):
-    crew = _Crew(ray, function, book, jobs, needs, grows)
-    with tasks_lib.signals() as received:
-      try:
-        crew.run(report, received)
-      finally:
-        crew.end()
-  return list(book.outcomes.values()), received[0] if received else None
+    return _Crew(ray, function, book, jobs, needs, grows).work(report)
 
 
 @contextlib.contextmanager
