@@ -11,6 +11,10 @@ import cv2
 import numpy as np
 
 
+class MissingError(ValueError):
+  """Data that isn't there, not data that is broken; the message says how to get it."""
+
+
 @runtime_checkable
 class Source(Protocol):
   """Random access to labelled images; everything above this room reads data through it.

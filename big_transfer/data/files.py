@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from big_transfer.data.examples import (ArraySource, checked_labels, decode_image, did_you_mean,
-                                        three_channels)
+from big_transfer.data.examples import (ArraySource, MissingError, checked_labels, decode_image,
+                                        did_you_mean, three_channels)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -35,8 +35,9 @@ class FolderSource:
   def __init__(self, path: str, split: str = "train", *, test_fraction: float = 0.2):
     root = pathlib.Path(path).expanduser().absolute()
     if not root.is_dir():
-      raise ValueError(f"folder {str(root)!r}: expected a folder of images by class, found "
-                       f"{'a file' if root.exists() else 'nothing'}; correct the path.")
+      error = ValueError if root.exists() else MissingError
+      raise error(f"folder {str(root)!r}: expected a folder of images by class, found "
+                  f"{'a file' if root.exists() else 'nothing'}; correct the path.")
     own_split = (root / split).is_dir()
     if not own_split:
       siblings = [d.name for d in _folders(root) if d.name in ("train", "test", "val")]
@@ -97,7 +98,7 @@ def npz(path: str, split: str = "train", *, image_key: str | None = None,
   file = pathlib.Path(path).expanduser().absolute()
   name = f"npz:{path}"
   if not file.is_file():
-    raise ValueError(f"{name}: no such file; expected one written by numpy.savez.")
+    raise MissingError(f"{name}: no such file; expected one written by numpy.savez.")
   with _open_npz(file, name) as arrays:
     image_key, label_key, own_split = _keys(list(arrays), split, image_key, label_key, name)
   labels = _member(file, label_key, name)

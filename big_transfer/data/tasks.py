@@ -16,27 +16,32 @@ class Task:
     source: name for `open_source`.
     train: split that shots are drawn from.
     test: split that accuracy is measured on, the whole of it.
+    validation: split to choose hyper-parameters by, apart from both; None where there is none.
     options: the source's options, for both splits.
     variant: which form of the task, such as "full", for rows.
     metric: what is measured.
+    reference: the paper that the data is from.
   """
 
   name: str
   source: str
   train: str = "train"
   test: str = "test"
+  validation: str | None = None
   options: dict = dataclasses.field(default_factory=dict)
   variant: str = "full"
   metric: str = "accuracy"
+  reference: str = ""
 
   def open(self, split: str) -> Source:
-    """Opens the source at this task's "train" or "test" split.
+    """Opens the source at this task's "train", "test" or "validation" split.
 
     Raises:
-      ValueError: another split; what `open_source` raises.
+      ValueError: another split, or none for validation; what `open_source` raises.
     """
-    if split not in ("train", "test"):
-      raise ValueError(f"task {self.name!r} has no split {split!r}; expected 'train' or 'test'.")
+    if split not in ("train", "test", "validation") or not getattr(self, split):
+      raise ValueError(f"task {self.name!r} has no split {split!r}; expected 'train' or 'test'"
+                       f"{', or validation' if self.validation else ''}.")
     return open_source(self.source, getattr(self, split), **self.options)
 
   def open_both(self) -> tuple[Source, Source]:
@@ -77,6 +82,15 @@ def _built_in() -> dict[str, Task]:
 
 
 TASKS = _built_in()
+
+SUITES = {"builtin": tuple(name for name, task in TASKS.items() if ":" not in task.source)}
+
+
+def suite(name: str) -> list[Task]:
+  """The tasks of a suite, a key of `SUITES`; ValueError where there is no such."""
+  if name not in SUITES:
+    raise ValueError(f"unknown suite {name!r}: {did_you_mean(name, SUITES)}")
+  return [resolve(task) for task in SUITES[name]]
 
 
 def resolve(task: str | Mapping | Task) -> Task:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from big_transfer.data.examples import checked_labels, decode_image, did_you_mean
+from big_transfer.data.examples import MissingError, checked_labels, decode_image, did_you_mean
 
 
 class TfdsSource:
@@ -148,7 +148,7 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
   if not folder.is_dir():
     there = sorted(d.name for d in root.iterdir() if d.is_dir()) if root.is_dir() else []
     hint = did_you_mean(path, there) if there else "That folder holds no dataset."
-    raise ValueError(f"tfds:{name}: not found in {str(root)!r}. {hint} Set TFDS_DATA_DIR to "
+    raise MissingError(f"tfds:{name}: not found in {str(root)!r}. {hint} Set TFDS_DATA_DIR to "
                      f"where it is, or prepare it (this needs TensorFlow, once): "
                      f"{_command(name, root)}")
   versions = _versions(folder)
@@ -158,11 +158,14 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
       found = f"configurations {', '.join(configs)}" if configs else "no finished version"
       fix = f"choose one, tfds:{path}/{configs[0]}" if configs else (
           f"prepare it (this needs TensorFlow, once): {_command(name, root)}")
-      raise ValueError(f"tfds:{name}: {str(folder)!r} holds {found}; {fix}")
+      error = ValueError if configs else MissingError
+      raise error(f"tfds:{name}: {str(folder)!r} holds {found}; {fix}")
     folder = folder / configs[0]
     versions = _versions(folder)
   if version and version not in versions:
-    raise ValueError(f"tfds:{name}: no version {version!r}: {did_you_mean(version, versions)}")
+    raise MissingError(f"tfds:{name}: no version {version!r} in {str(folder)!r}: "
+                       f"{did_you_mean(version, versions)} Name one of these, or prepare it: "
+                       f"{_command(name, root)}")
   return folder / (version or versions[-1])
 
 
