@@ -3,7 +3,6 @@
 A parameter tree is a nested dict of arrays; the name of a leaf is its path joined by "/",
 for example `Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel`.
 """
-import difflib
 import re
 
 from flax import traverse_util
@@ -72,9 +71,24 @@ def shapes(tree):
 
 def shape_diff(expected, found):
   """Returns the lines, marked - (expected) and + (found), by which two `shapes` differ."""
-  lines = difflib.ndiff([f"{k} {v}" for k, v in sorted(expected.items())],
-                        [f"{k} {v}" for k, v in sorted(found.items())])
-  return [line for line in lines if line[0] in "-+"]
+  lines = []
+  for name in sorted(expected.keys() | found.keys()):
+    if expected.get(name) != found.get(name):
+      lines += [f"{mark} {name} {side[name]}" for mark, side in (("-", expected), ("+", found))
+                if name in side]
+  return lines
+
+
+def diff_text(expected, found, most=20):
+  """The lines of `shape_diff` as a text: `most` of them, half of either mark, and their number."""
+  lines = shape_diff(expected, found)
+  shown = []
+  for line in lines:
+    if sum(other[0] == line[0] for other in shown) < most // 2:
+      shown.append(line)
+  if len(shown) < len(lines):
+    shown.append(f"… ({len({line.split(' ')[1] for line in lines})} parameters differ)")
+  return "\n".join(f"  {line}" for line in shown)
 
 
 def _some(names, most=6):
