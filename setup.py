@@ -24,6 +24,7 @@ setuptools.setup(
         "clu>=0.0.12,<0.1",
         "duckdb>=1.2,<2",
         "flax>=0.12,<0.13",
+        "fsspec>=2024.6",
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.11",
         "ml-collections>=1.1,<2",
@@ -43,6 +44,8 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "ray": ["ray>=2.40,<3"],
         "slurm": ["submitit>=1.5,<2"],
+        "gcs": ["gcsfs>=2024.6"],
+        "interop": ["torch>=2.6,<3", "transformers>=4.50,<6"],
         "tensorboard": ["tensorboard>=2.18,<3"],
         "wandb": ["wandb>=0.19.10,<1"],
         "test": [
