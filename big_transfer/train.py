@@ -29,6 +29,7 @@ from big_transfer.runs import records
 from big_transfer.runs import sinks
 from big_transfer.training import batching
 from big_transfer.training import hosts
+from big_transfer.training import initial as initial_lib
 from big_transfer.training import interrupts as interrupts_lib
 from big_transfer.training import members as members_lib
 from big_transfer.training import optim
@@ -57,6 +58,8 @@ class _Group:
     evaluators: scheduled.
     saving: when.
     total_steps: of each.
+    initial: what they start from, an `initial.Initial`; None for random parameters.
+    setting: see `initial.setting`.
   """
   settings: Settings
   members: list[members_lib.Member]
@@ -65,6 +68,8 @@ class _Group:
   evaluators: list
   saving: settings_lib.Saving
   total_steps: int
+  initial: initial_lib.Initial | None
+  setting: str
 
   @property
   def stacked(self):
@@ -135,6 +140,10 @@ def train_population(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     opened = [on_exit.enter_context(hosts.first_main(
         functools.partial(records.Record, run["workdir"]),
         functools.partial(records.Follower, run["workdir"]))) for run in runs]
+    completed = hosts.on_main(lambda: [
+        initial_lib.completed(run["config"], members_lib.begun_with(record))
+        for run, record in zip(runs, opened)])
+    runs = [{**run, "config": config} for run, config in zip(runs, completed)]
     done = hosts.on_main(lambda: [members_lib.is_done(
         record, run["config"], run.get("allow_changes", False))
                                   for run, record in zip(runs, opened)])
@@ -284,17 +293,22 @@ def _prepare(begun, stop_check):
   members = [
       members_lib.Member(run, record, own, names=program.names, total_steps=total_steps)
       for (run, record), own in zip(begun, each)]
+  init = initial_lib.section({"init": settings.init})
+  initial = init and initial_lib.prepare(init, program, [record for _, record in begun])
+  setting = initial_lib.setting(init, program.names, frozenset())
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
       check=stop_check, prepare=data.prepare,
-      upstream=evaluators.Upstream(data.name, data.train, data.examples, data.test, program.loss),
+      upstream=evaluators.Upstream(
+          data.name, data.train, data.examples, data.test, program.loss, data.variant, setting,
+          [own.seed for own in each]),
       layers=program.layers, fetch=hosts.fetch, process=hosts.process(),
       batch_size=sharding.whole_batch(settings.eval_batch_size, program.mesh))
   return _Group(
       settings=settings, members=members, program=program, data=data,
       evaluators=evaluators.build(settings.evals, context, build),
       saving=build(settings_lib.Saving, settings.checkpoint, "checkpoint"),
-      total_steps=total_steps)
+      total_steps=total_steps, initial=initial, setting=setting)
 
 
 def program_arguments(settings):
@@ -319,7 +333,12 @@ def _start(group):
   state = members_lib.resume(members, program, group.total_steps)
   if state is None:
     seeds = [np.uint32(member.settings.seed) for member in members]
-    state = program.init(np.stack(seeds) if group.stacked else seeds[0])
+    if group.initial is None:
+      state = program.init(np.stack(seeds) if group.stacked else seeds[0])
+    else:
+      states = [group.initial.state(int(seed)) for seed in seeds]
+      state = program.stack(states) if group.stacked else states[0]
+      print(group.initial.origin.where)
     params = program.split(state)[0].params if group.stacked else state.params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     print(members[0].optimiser.table, flush=True)
@@ -398,6 +417,7 @@ def _facts(group):
       upstream={"name": data.name, "classes": data.train.num_classes,
                 "train_examples": data.train_examples, "test_examples": len(data.test),
                 "fraction": s.fraction[0], "fraction_seed": s.fraction[1]},
+      setting=group.setting, **({} if group.initial is None else group.initial.facts()),
       **({"population": len(group.members)} if group.stacked else {}), **provenance.provenance())
 
 

@@ -27,7 +27,7 @@ from big_transfer.evaluators import geometry
 
 
 class Upstream(NamedTuple):
-  """What a model is pre-trained on.
+  """What a model is trained on: pre-training data or, of a run that is fine-tuned, its task.
 
   Attributes:
     name: of the data.
@@ -35,12 +35,18 @@ class Upstream(NamedTuple):
     examples: of `train`, the indices of those trained on; None for all.
     test: the held-out examples, a `pipeline.Prepared`.
     loss: `loss(logits_BC, targets_BC) -> (B,)`.
+    variant: which form of the data, as rows have it.
+    setting: "upstream"; of a run that is fine-tuned "finetune", or "linear" if its head alone is.
+    seeds: of the runs, one for each member of a population.
   """
   name: str
   train: Any
   examples: np.ndarray | None
   test: Any
   loss: Callable
+  variant: str = "full"
+  setting: str = "upstream"
+  seeds: Sequence[int] = (0,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Upstream accuracy and loss, over every held-out example once."""
+"""Accuracy and loss on the held-out part of what is trained on, over every example once."""
 import functools
 
 from clu import metrics
@@ -33,18 +33,23 @@ def _measure(apply, loss, members=False):
 
 
 class Classification:
-  """Evaluator `upstream`: metrics `accuracy` (a fraction) and `loss` (nats per example)."""
+  """Metrics `accuracy` (a fraction) and `loss` (nats per example) of the held-out examples.
+
+  Its rows are those of evaluator `upstream`. In a run that is fine-tuned they are a result
+  downstream: then the evaluator is `finetune`, and rows have the run's seed and the number of
+  training examples too.
+  """
 
   def __init__(self, context):
     self._context = context
 
   def rows(self, params):
-    yield from self._told(self._totals(params))
+    yield from self._told(self._totals(params), 0)
 
   def rows_members(self, params_M):
     totals = self._totals(params_M, members=True)
     members = len(next(iter(totals.values())))
-    return [list(self._told({key: value_M[i] for key, value_M in totals.items()}))
+    return [list(self._told({key: value_M[i] for key, value_M in totals.items()}, i))
             for i in range(members)]
 
   def _totals(self, params, members=False):
@@ -60,8 +65,13 @@ class Classification:
     return self._context.fetch(
         jax.vmap(Totals.compute)(totals) if members else totals.compute())
 
-  def _told(self, totals):
+  def _told(self, totals, member):
+    upstream = self._context.upstream
+    own = {"evaluator": "upstream"}
+    if upstream.setting != "upstream":
+      used = upstream.train if upstream.examples is None else upstream.examples
+      own = {"evaluator": "finetune", "seed": upstream.seeds[member], "examples_used": len(used)}
     for metric, value in totals.items():
-      yield {"evaluator": "upstream", "task": self._context.upstream.name, "variant": "full",
-             "setting": "upstream", "split": "test", "metric": metric, "value": float(value),
+      yield {**own, "task": upstream.name, "variant": upstream.variant,
+             "setting": upstream.setting, "split": "test", "metric": metric, "value": float(value),
              "status": "ok"}

@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -264,9 +264,7 @@ class Checkpoints:
         step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     tree = _as_dict(like)
     _check_format(meta, step, self._folder)
-    check_shapes(trees.shapes(tree), meta["shapes"],
-                 f"checkpoint {step} in {self._folder} is of another model or optimiser",
-                 "Use the config it was made with, or another workdir")
+    _check_state(like, meta, step, self._folder)
     restored = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(tree)))["state"]
     return like.replace(**restored), meta
@@ -292,23 +290,32 @@ class Checkpoints:
 
 
 class Saved(NamedTuple):
-  """The parameters of a checkpoint: the run's step and a nested dict of NumPy arrays."""
+  """What a checkpoint holds.
+
+  Attributes:
+    step: the run's.
+    params: nested dict, of NumPy arrays unless the whole state was read.
+    state: the TrainState on its devices; None where the parameters alone were read.
+  """
   step: int
   params: dict
+  state: Any = None
 
 
-def read(folder, step=None):
+def read(folder, step=None, like=None):
   """Reads the parameters of a good checkpoint of a run, and leaves the folder as it is.
 
   Args:
     folder: where the checkpoints lie, `WORKDIR/checkpoints`. Their run may be training.
     step: of which; None for the newest that is good.
+    like: for the whole state, see `Checkpoints.restore`; all processes then read the same step.
 
   Returns:
     `Saved`. Damaged ones that were passed over are warned of.
 
   Raises:
-    CheckpointError: there is none, none of that step, or that one isn't good.
+    CheckpointError: there is none, none of that step, that one isn't good, or its state is of
+      another model or optimiser than `like`.
   """
   folder = pathlib.Path(folder).absolute()
   reasons = {}
@@ -318,7 +325,7 @@ def read(folder, step=None):
     reason = _fault(path)
     if reason is None:
       try:
-        return Saved(steps[-1], _params(path))
+        return _saved(path, like)
       except CheckpointError:
         raise
       except Exception as e:  # Orbax raises many kinds for a folder that it can't read
@@ -340,23 +347,35 @@ def read(folder, step=None):
       f": expected one of {', '.join(map(str, others)) or 'none, since there are no others'}")
 
 
-def _params(folder):
-  """The parameters of a checkpoint's folder, nested, as NumPy arrays."""
+def _saved(folder, like):
+  """What a checkpoint's folder holds, `Saved`; arguments as of `read`."""
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
     meta = reader.restore(folder / "meta")
   _check_format(meta, folder.name, folder.parent)
+  if like is not None:
+    _check_state(like, meta, folder.name, folder.parent)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+      state = like.replace(**reader.restore(folder / "state", args=ocp.args.StandardRestore(
+          _as_dict(like))))
+    return Saved(int(folder.name), state.params, state)
   names = [name for name in meta["shapes"] if name.startswith("params/")]
   like = trees.unflatten({name: 0.0 for name in names})
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(folder / "state", args=ocp.args.PyTreeRestore(
-        item=like, restore_args=as_numpy, partial_restore=True))["params"]
+    return Saved(int(folder.name), reader.restore(folder / "state", args=ocp.args.PyTreeRestore(
+        item=like, restore_args=as_numpy, partial_restore=True))["params"])
 
 
 def _check_format(meta, step, folder):
   if meta.get("format") != FORMAT:
     raise CheckpointError(f"checkpoint {step} in {folder} has format {meta.get('format')}: this "
                           f"version reads {FORMAT}")
+
+
+def _check_state(like, meta, step, folder):
+  check_shapes(trees.shapes(_as_dict(like)), meta["shapes"],
+               f"checkpoint {step} in {folder} is of another model or optimiser",
+               "Use the config it was made with, or another workdir")
 
 
 def check_shapes(expected, found, what, fix):

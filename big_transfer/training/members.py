@@ -174,7 +174,7 @@ def is_done(record, config, allow_changes):
   Raises:
     ConfigError: it was begun with a config with which it can't go on.
   """
-  old = record.read_config() if _is_begun(record) else None
+  old = begun_with(record)
   if old is None:
     return False
   may_differ = configuring.OPERATIONAL if allow_changes else ()
@@ -190,10 +190,15 @@ def is_done(record, config, allow_changes):
   return run["status"] == "finished" and run.get(length[0]) == config.get(length[1])
 
 
-def _is_begun(record):
-  checkpoints = record.folder / "checkpoints"
-  return record.length() > 0 or checkpoints.is_dir() and any(
-      path.name.isdigit() for path in checkpoints.iterdir())
+def begun_with(record):
+  """The config of a run that has rows or checkpoints; None of one that has not."""
+  return record.read_config() if record.length() > 0 or has_checkpoints(record) else None
+
+
+def has_checkpoints(record):
+  """Whether anything that looks like a checkpoint is in a run's folder."""
+  folder = record.folder / "checkpoints"
+  return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def resume(members, program, total_steps):

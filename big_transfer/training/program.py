@@ -60,6 +60,8 @@ class Program(NamedTuple):
     names: of all parameters.
     mesh: over which it runs.
     init: `init(seed) -> TrainState`, jitted, sharded.
+    start: `start(params) -> TrainState` of one run before its first step, jitted; sharded as
+      `like`; `params` are donated.
     like: the TrainState of one run as shapes with shardings, those of `sharding.state_partition`.
     step: `step(state, batch, hparams) -> (state, measures)`, jitted; `state` is donated.
     split: of a population, `split(state) -> [state of each member]`, each as `like` has it.
@@ -74,6 +76,7 @@ class Program(NamedTuple):
   names: list
   mesh: Any
   init: Callable
+  start: Callable
   like: Any
   step: Callable
   split: Callable
@@ -161,6 +164,7 @@ def _build(text):
       names=list(trees.flatten(net.shapes)),
       mesh=mesh,
       init=jax.jit(init, out_shardings=of_state, compiler_options=quick),
+      start=jax.jit(parts.start, out_shardings=of_run, donate_argnums=0, compiler_options=quick),
       like=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
                         abstract, of_run),
       step=jitted,
@@ -175,12 +179,14 @@ class Pure(NamedTuple):
   Attributes:
     network: of the model.
     init: `init(seed) -> TrainState`.
+    start: `start(params) -> TrainState` before the first step.
     step: `step(state, batch, hparams) -> (state, measures)`.
     like: the TrainState as shapes.
     of_run: its shardings.
   """
   network: Network
   init: Callable
+  start: Callable
   step: Callable
   like: Any
   of_run: Any
@@ -207,7 +213,11 @@ def _pure(net, settings, mesh):
       images, targets = transforms.mixup(keys_B, images, targets, hparams["mixup"])
     return {"image": images, "target": targets}
 
-  abstract = jax.eval_shape(lambda p: step_lib.start(p, tx), net.shapes)
+
+  def start(params):
+    return step_lib.start(params, tx)
+
+  abstract = jax.eval_shape(start, net.shapes)
   specs = sharding_lib.state_partition(abstract, settings["sharding"], mesh.shape)
   sharding_lib.check_tensor(specs, mesh.shape)
   of_run = sharding_lib.of_tree(mesh, specs)
@@ -215,7 +225,7 @@ def _pure(net, settings, mesh):
   step = step_lib.make_train_step(
       _with_sharding(net.apply, of_run.params), objectives.classification(settings["loss"]), tx,
       prepare, settings["accumulate"])
-  return Pure(net, init, step, abstract, of_run)
+  return Pure(net, init, start, step, abstract, of_run)
 
 
 def _with_sharding(apply, of_params):

@@ -13,7 +13,7 @@ from big_transfer.training import sharding
 # Values that are as good as no key. They are left out of what a run records, so that its identity
 # is what it was before there was such a key.
 _ABSENT = {"total_steps": [None], "total_epochs": [None], "name": [""], "sharding": [None, []],
-           "sinks": [None, []], "profile": [None]}
+           "sinks": [None, []], "profile": [None], "model": [None], "init": [None]}
 _BLOCKS_AS_THEY_ARE = (("scan", False), ("remat", "none"))  # keys of `model`
 _PART = ("fraction", "fraction_seed")  # keys of `upstream` that a task doesn't have
 
@@ -23,8 +23,10 @@ class Settings:
   """The keys of a config.
 
   Attributes:
-    model: `name` (vit, mixer, resnet), perhaps `variant`, and arguments of `models.build`.
-    upstream: the pre-training data: `name` of a task in `data.tasks`, or a new name with the
+    model: `name` (vit, mixer, resnet), perhaps `variant`, and arguments of `models.build`; with
+      `init` it may be None, for that of its source (`initial.completed` puts it in).
+    upstream: the data that is trained on, for pre-training or, with `init`, the downstream task
+      that is fine-tuned on: `name` of a task in `data.tasks`, or a new name with the
       fields of `data.tasks.Task` (`source`, `train`, `test`, `options`). Beside them `fraction`
       (1.0), the share of each class's training examples to train on, and `fraction_seed` (0),
       which decides on which: the subsets of one seed are nested, see `data.subset`. What is held
@@ -54,6 +56,8 @@ class Settings:
     checkpoint: `every` (steps) and `keep` (how many).
     sinks: where rows go beside the record, "tensorboard", "wandb" or both; see `runs.sinks`.
     profile: steps to trace, see `profiling.Profiler`; None for none.
+    init: parameters to start from, a run's or published ones, for fine-tuning; or the whole state
+      of a run, to go on from: see `initial.Init`. None starts from random parameters.
     name: what people call the run; where empty, what `train` is told.
 
   Raises:
@@ -81,6 +85,7 @@ class Settings:
   checkpoint: Mapping = dataclasses.field(default_factory=dict)
   sinks: Sequence[str] | str | None = None
   profile: Sequence | None = None
+  init: Mapping | None = None
   name: str = ""
 
   def __post_init__(self):

@@ -1,4 +1,4 @@
-"""The pre-training data of a config, opened."""
+"""The data that a config trains on, opened."""
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -14,12 +14,14 @@ class Data(NamedTuple):
 
   Attributes:
     name: of the upstream data.
+    variant: which form of it, as rows have it.
     train: its training examples, a `pipeline.Prepared`.
     examples: of `train`, the indices of those trained on; None for all.
     test: the held-out examples, a `pipeline.Prepared`.
     prepare: makes of any source the `pipeline.Prepared` examples that the model takes.
   """
   name: str
+  variant: str
   train: Any
   examples: np.ndarray | None
   test: Any
@@ -46,4 +48,4 @@ def open_data(settings: settings_lib.Settings) -> Data:
   fraction, fraction_seed = settings.fraction
   # All labels are read for a part; for the whole nothing is, before training asks for it.
   examples = None if fraction == 1 else subset.nested(train.labels, fraction, fraction_seed)
-  return Data(upstream.name, train, examples, test, prepare)
+  return Data(upstream.name, upstream.variant, train, examples, test, prepare)
