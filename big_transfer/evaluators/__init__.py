@@ -24,6 +24,7 @@ import numpy as np
 from big_transfer.evaluators import classification
 from big_transfer.evaluators import fewshot
 from big_transfer.evaluators import geometry
+from big_transfer.evaluators import linear
 
 
 class Upstream(NamedTuple):
@@ -92,7 +93,7 @@ class ForMembers(Protocol):
 
 
 KINDS = {"classification": classification.Classification, "fewshot": fewshot.FewShot,
-         "geometry": geometry.Geometry}
+         "geometry": geometry.Geometry, "linear": linear.Linear}
 
 
 @dataclasses.dataclass(frozen=True)

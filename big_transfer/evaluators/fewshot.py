@@ -6,19 +6,15 @@ strength gives a row of its own. Only images that some seed draws, and the test 
 read or passed through the model, once for all layers.
 """
 import collections
-import difflib
-import functools
-import json
 import warnings
 
 import jax
 import numpy as np
 
 from big_transfer.data import pipeline
-from big_transfer.data import tasks as tasks_lib
-from big_transfer.data import transforms
+from big_transfer.evaluators import downstream
+from big_transfer.evaluators import features as features_lib
 from big_transfer.evaluators import ridge
-from big_transfer.models import parts as parts_lib
 
 
 def draw(labels, classes, shots, seed):
@@ -38,71 +34,6 @@ def draw(labels, classes, shots, seed):
     rng = np.random.default_rng((seed, label))
     drawn.append(rng.permutation(np.flatnonzero(labels == label))[:shots])
   return drawn
-
-
-def resolve(layers, names):
-  """The layers that are asked for, each once, by depth.
-
-  Args:
-    layers: "all", or names and indices into [stem, block_00 …, pre_logits], -1 the last of them.
-    names: keys of the model's `out`, in any order.
-
-  Raises:
-    ValueError: a layer that the model has not, or text in the place of a list.
-  """
-  names = sorted(names, key=parts_lib.depth)
-  probed = [name for name in names if name != "logits"]
-  if layers == "all":
-    return probed
-  if isinstance(layers, str):
-    raise _no_list("layers", layers)
-  chosen = set()
-  for layer in layers:
-    whole = hasattr(layer, "__index__") and not isinstance(layer, bool)
-    if isinstance(layer, str) and layer in names:
-      chosen.add(layer)
-    elif whole and -len(probed) <= layer < len(probed):
-      chosen.add(probed[layer])
-    else:
-      near = difflib.get_close_matches(str(layer), names, n=1)
-      raise ValueError(
-          f"few-shot layer {layer!r} is not of this model"
-          + (f" (did you mean {near[0]!r}?)" if near else "")
-          + f": expected some of {', '.join(names)}, indices from {-len(probed)} to "
-          f"{len(probed) - 1}, or \"all\"")
-  return [name for name in names if name in chosen]
-
-
-def _no_list(name, values):
-  """The error for what is no list, with how the one that was meant is typed."""
-  typed = {"tasks": '["digits"]', "layers": '["stem", "block_00"]'}.get(name)
-  if typed and isinstance(values, str) and values:
-    typed = json.dumps([part.strip() for part in values.split(",")])
-  elif isinstance(values, (int, float)):
-    typed = f"({values},)"
-  typed = typed or "(5,)"
-  either = '"all" or ' if name == "layers" else ""
-  return ValueError(f"few-shot {name} is {values!r}: expected {either}a list of at least one, "
-                    f"typed on a command line as '{typed}'")
-
-
-@functools.lru_cache(maxsize=16)  # one compiled function serves all tasks and runs of one model
-def _extract(apply, deepest, members=False):
-  """Returns `extract(params, images_u8) -> {layer: (B, D) float32}`, jitted.
-
-  With `members` it takes stacked parameters and returns (M, B, D).
-
-  All layers as far as the deepest that is asked for: pooled outputs cost nothing beside the
-  blocks, and how XLA fuses, so how it rounds, doesn't depend on what else is asked for. What lies
-  beyond is not computed.
-  """
-
-  def extract(params, images):
-    _, out = apply({"params": params}, transforms.to_float(images), train=False)
-    names = sorted(out, key=parts_lib.depth)
-    return {name: out[name] for name in names[:names.index(deepest) + 1]}
-
-  return jax.jit(jax.vmap(extract, in_axes=(0, None)) if members else extract)
 
 
 class _Probe:
@@ -137,12 +68,15 @@ class FewShot:
 
   Args:
     context: see `evaluators.Context`.
-    tasks: names in `data.tasks.TASKS`, or mappings with a task's fields.
+    tasks: names of tasks and of suites in `data.tasks`, mappings with a task's fields, or one
+      suite's name alone.
     shots: examples per class.
     seeds: of the draws.
     l2: ridge strengths; 1024 is that of the paper's protocol.
     layers: whose pooled outputs are probed: "all" (stem, every block, pre_logits), or names and
-      indices, see `resolve`.
+      indices, see `features.resolve`.
+    missing: what to do where a task's data isn't there: "error", at once, or "skip", a row without
+      a value for each, of status "skipped" and with the reason.
 
   Features of all layers are kept on the host while a task is probed: 4 bytes for each example
   drawn or of the test split × layer × width, 0.4 GB for 10,000 at 12 layers of width 768; those
@@ -156,20 +90,18 @@ class FewShot:
   """
 
   def __init__(self, context, *, tasks, shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=(1024.0,),
-               layers=("pre_logits",)):
-    for name, values in {"tasks": tasks, "shots": shots, "seeds": seeds, "l2": l2,
-                         "layers": layers}.items():
-      if name == "layers" and values == "all":
-        continue
-      if isinstance(values, (str, int, float)) or not len(values):
-        raise _no_list(name, values)
+               layers=("pre_logits",), missing="error"):
+    features_lib.check_lists(shots=shots, seeds=seeds, l2=l2, layers=layers)
     if min(shots) < 1 or min(l2) <= 0:
       raise ValueError(f"few-shot shots {tuple(shots)} and strengths {tuple(l2)} must be positive")
     self._context = context
     self._shots, self._seeds = sorted(set(shots)), tuple(seeds)
-    self._l2, self._layers = tuple(l2), resolve(layers, context.layers)
-    self.probes = [_Probe(tasks_lib.resolve(task), context.prepare, self._shots, self._seeds)
-                   for task in tasks]
+    self._l2, self._layers = tuple(l2), features_lib.resolve(layers, context.layers)
+    opened = downstream.opened(
+        tasks, lambda task: _Probe(task, context.prepare, self._shots, self._seeds), missing)
+    self.probes = [probe for _, probe, reason in opened if reason is None]
+    self._skipped = [downstream.skipped("fewshot", task, reason)
+                     for task, _, reason in opened if reason is not None]
 
   def rows(self, params):
     for probe in self.probes:
@@ -178,15 +110,16 @@ class FewShot:
       correct = self.solve(probe, train, test)
       for layer in self._layers:
         yield from self._rows(probe, layer, layer, correct)
+    yield from map(dict, self._skipped)
 
   def rows_members(self, params_M):
-    members = len(jax.tree.leaves(params_M)[0])
-    rows = [[] for _ in range(members)]
+    rows = [[] for _ in range(len(jax.tree.leaves(params_M)[0]))]
     for probe in self.probes:
-      at_once = self._members_at_once(params_M, probe)
-      for start in range(0, members, at_once):
-        part_M = params_M if at_once == members else jax.tree.map(
-            lambda p_M, start=start, n=at_once: p_M[start:start + n], params_M)
+      width = sum(features_lib.widths(
+          self._context, self._layers, params_M, probe.test.image_size).values())
+      bytes_each = 4 * width * (len(probe.pool) + len(probe.test))
+      for start, part_M in features_lib.parts_of_members(
+          params_M, bytes_each, features_lib.HELD):
         train, test = ({
             (start + i, layer): x_nD for layer, x_MnD in
             self.features(part_M, examples, indices, members=True).items()
@@ -194,56 +127,13 @@ class FewShot:
                        for examples, indices in ((probe.train, probe.pool),
                                                  (probe.test, np.arange(len(probe.test)))))
         correct = self.solve(probe, train, test)
-        for i in range(start, min(start + at_once, members)):
-          for layer in self._layers:
-            rows[i] += self._rows(probe, layer, (i, layer), correct)
-    return rows
-
-  def _members_at_once(self, params_M, probe):
-    """How many members' features are held at once, in parts as alike as can be."""
-    members = len(jax.tree.leaves(params_M)[0])
-    side = probe.test.image_size
-    images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
-    like = jax.eval_shape(self._extract(members=True), params_M, images)
-    width = sum(like[layer].shape[-1] for layer in self._layers)
-    parts = -(-4 * width * (len(probe.pool) + len(probe.test)) * members // _HELD)
-    return -(-members // min(parts, members))
-
-  def _extract(self, members):
-    deepest = self._layers[-1]
-    return _extract(self._context.apply, "logits" if deepest == "pre_logits" else deepest, members)
+        for i, layer in train:
+          rows[i] += self._rows(probe, layer, (i, layer), correct)
+    return [own + [dict(row) for row in self._skipped] for own in rows]
 
   def features(self, params, examples, indices, members=False):
-    """Returns `{layer: (n, D) float32}`, by depth, of these examples of a `Prepared`.
-
-    Of `members`, whose parameters are stacked: (M, n, D).
-    """
-    extract = self._extract(members)
-    features, waiting, start = {}, collections.deque(), 0
-
-    def fetch():
-      part, at, n = waiting.popleft()
-      for layer, x_BD in part.items():
-        if layer not in features:
-          *stacked, _, width = x_BD.shape
-          features[layer] = np.empty((*stacked, len(indices), width), np.float32)
-        features[layer][..., at:at + n, :] = self._context.fetch(x_BD)[..., :n, :]
-
-    for batch in pipeline.batches(examples, indices, self._context.batch_size,
-                                  self._context.process):
-      self._context.check()
-      out = extract(params, self._context.put({"image": batch["image"]})["image"])
-      part = {layer: out[layer] for layer in self._layers}
-      for x_BD in part.values():
-        x_BD.copy_to_host_async()
-      n = min(self._context.batch_size, len(indices) - start)  # of all processes
-      waiting.append((part, start, n))
-      start += n
-      if len(waiting) > _IN_FLIGHT:
-        fetch()
-    while waiting:
-      fetch()
-    return features
+    """`features.compute` of the layers that are probed."""
+    return features_lib.compute(self._context, self._layers, params, examples, indices, members)
 
   def solve(self, probe, train, test):
     """Fits and tests all probes of one of `probes`, many layers at once.
@@ -316,6 +206,4 @@ def _stacked(features, padded):
   return np.stack(features)
 
 
-_IN_FLIGHT = 4  # batches that the device may work on while an earlier one's features are copied
 _AT_ONCE = 10**9  # bytes of features that are solved at once
-_HELD = 4 * 10**9  # bytes of features of a population that are held on the host at once

@@ -10,6 +10,7 @@ import pytest
 from big_transfer import evaluators
 from big_transfer.data import pipeline
 from big_transfer.data import sources
+from big_transfer.evaluators import features
 from big_transfer.evaluators import fewshot
 from big_transfer.runs import configuring
 from big_transfer.training import objectives
@@ -140,11 +141,11 @@ def test_any_named_layer_can_be_probed():
   with pytest.raises(ValueError, match="'block_99'.*expected some of"):
     list(_fewshot(shots=(1,), layers=("block_99",)).rows(PARAMS))
   with pytest.raises(ValueError, match=r"""is 'stem,block_00': .*'\["stem", "block_00"\]'"""):
-    fewshot.resolve("stem,block_00", ("stem", "block_00", "pre_logits"))
+    features.resolve("stem,block_00", ("stem", "block_00", "pre_logits"))
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    (dict(tasks=["digit"]), "digits"), (dict(tasks="digits"), "expected a list"),
+    (dict(tasks=["digit"]), "digits"), (dict(tasks="digits"), "name of a suite .*or a list"),
     (dict(shots=()), "at least one"), (dict(shots=(0,)), "must be positive"),
     (dict(shots=2), r"shots is 2: .*typed on a command line as '\(2,\)'"),
     (dict(layers="stem"), r"""layers is 'stem': expected "all" or a list .* '\["stem"\]'"""),
@@ -177,7 +178,7 @@ def test_schedule_of_evaluations():
 
 def test_measures_batch_over_members():
   """What `rows` jits is pure, so that a population can be evaluated in one call."""
-  extract = fewshot._extract(_apply, "pre_logits")
+  extract = features.extraction(_apply, ("pre_logits",))
   members = {"scale": jnp.stack([PARAMS["scale"], 2 * PARAMS["scale"]])}
   images = np.full((8, SIZE, SIZE, 3), 255, np.uint8)
   out = jax.vmap(extract, in_axes=(0, None))(members, images)["pre_logits"]

@@ -11,6 +11,7 @@ from big_transfer import evaluators
 from big_transfer import models
 from big_transfer import trees
 from big_transfer.data import pipeline
+from big_transfer.evaluators import features
 from big_transfer.evaluators import fewshot
 from big_transfer.models import shapes as shapes_lib
 
@@ -45,10 +46,10 @@ def _rows(apply, params, layers, batch_size=64, **kwargs):
 def test_layers_are_ordered_by_depth_whatever_the_order_of_keys():
   names = ["pre_logits", "block_101", "logits", "block_99", "stem", "block_00"]
   expected = ["stem", "block_00", "block_99", "block_101", "pre_logits", "logits"]
-  assert fewshot.resolve("all", names) == expected[:-1]
-  assert fewshot.resolve((-1, "stem", -2, "pre_logits", 4, 0), names) == [
+  assert features.resolve("all", names) == expected[:-1]
+  assert features.resolve((-1, "stem", -2, "pre_logits", 4, 0), names) == [
       "stem", "block_101", "pre_logits"]
-  assert fewshot.resolve(("logits", 1), names) == ["block_00", "logits"]
+  assert features.resolve(("logits", 1), names) == ["block_00", "logits"]
 
 
 def _parity_task(folder):
@@ -129,7 +130,7 @@ def test_a_layer_is_measured_alike_whatever_the_batch():
 @pytest.mark.parametrize("layers, message", [
     (("block_03",), r"'block_03'.*did you mean 'block_0\d'\?.*expected some of stem, block_00, "
                     r"block_01, block_02, pre_logits, logits, indices from -5 to 4, or \"all\""),
-    (("stem", 5), "few-shot layer 5 is not"), ((-6,), "few-shot layer -6 is not"),
+    (("stem", 5), "layer 5 is not"), ((-6,), "layer -6 is not"),
     (("stem", "block_3"), "'block_3' is not"), ((1.5,), "1.5 is not"), ((True,), "True is not"),
     ("stem", "a list of at least one"), ((), "at least one")])
 def test_layers_that_the_model_has_not_are_told_before_anything_is_measured(layers, message):

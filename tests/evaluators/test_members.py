@@ -6,6 +6,7 @@ import pytest
 from big_transfer import evaluators
 from big_transfer.data import pipeline
 from big_transfer.data import sources
+from big_transfer.evaluators import features as features_lib
 from big_transfer.evaluators import fewshot
 from big_transfer.runs import configuring
 from big_transfer.training import objectives
@@ -82,7 +83,7 @@ def test_features_of_few_members_are_held_at_once(population, monkeypatch):
     return found
 
   monkeypatch.setattr(fewshot.FewShot, "features", counted)
-  monkeypatch.setattr(fewshot, "_HELD", 1 + sum(  # what two members take
+  monkeypatch.setattr(features_lib, "HELD", 1 + sum(  # what two members take
       2 * 4 * 16 * 4 * n for n in (len(item.evaluator.probes[0].pool),
                                    len(item.evaluator.probes[0].test))))
   in_parts = item.run_members(params_M, 7, len(each))
