@@ -54,7 +54,7 @@ class Study:
 
 
 def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="accuracy",
-          steps="last", l2=1024.0, shots=None, level=0.9, resamples=200, held_out=0.25, skip=(),
+          steps="last", l2=1024.0, recipe="", shots=None, level=0.9, resamples=200, held_out=0.25, skip=(),
           reference=None, figures="main", formats=FORMATS, jobs=1, progress=False):
   """Reads runs or tables of results, fits the laws, writes tables, figures and the report.
 
@@ -63,8 +63,10 @@ def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="
     out: the folder to write to; made if missing.
     tables: files of results, see `external.read`, as are `columns`, `join`, `scale`, `values`.
     steps: "last": a point is a run's last evaluation; "all": every evaluation is one.
-    l2: ridge strength of the probes that count, in run folders.
-    shots: shots a class of the overview, and the report's first choice; None: the most probed.
+    l2: ridge strength of the few-shot probes that count, in run folders.
+    recipe: KEY=VALUE,...: the fine-tuning runs that count, by their configs, in run folders.
+    shots: shots a class of the overview, and the report's first choice, or a setting without
+      shots, such as "finetune"; None: the most probed.
     level: nominal coverage of the intervals.
     resamples: subsamples for an interval of a fit.
     held_out: share of the runs, those highest upstream, that predictions are tested on.
@@ -91,7 +93,8 @@ def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="
   out.mkdir(parents=True, exist_ok=True)
   said = analysis.Progress(progress)
   with said("reading"):
-    points, left_out, census = _read(runs, out, tables, columns, join, scale, values, steps, l2)
+    points, left_out, census = _read(runs, out, tables, columns, join, scale, values, steps, l2,
+                                     recipe)
   said.large = len(points) > 50_000
   shots = _shown_shots(points, shots)
   found = analysis.analyse(points, out / "rows.parquet" if runs else None, l2=l2, level=level,
@@ -124,16 +127,17 @@ def _checked(formats, figures):
   return formats
 
 
-def _read(runs, out, tables, columns, join, scale, values, steps, l2):
+def _read(runs, out, tables, columns, join, scale, values, steps, l2, recipe):
   """(points, what was left out, census) of run folders, of tables, or of both."""
   from big_transfer.study import external, gather, table
   parts, left_out, census = [], [], None
   if runs:
     rows = out / "rows.parquet"
-    census = gather.gather([runs] if isinstance(runs, str) else list(map(str, runs)), rows)
+    census = gather.gather([runs] if isinstance(runs, str) else list(map(str, runs)), rows, recipe)
     parts.append(table.points(rows, steps=steps, l2=l2))
     left_out += [{"source": ", ".join(census.patterns), "task": None, "points": number,
                   "reason": reason} for reason, number in sorted(census.left_out.items())]
+    left_out += table.unused(rows)
   if tables:
     if not columns:
       raise ValueError("--columns: expected what is in which column of --table, such as "
@@ -146,17 +150,22 @@ def _read(runs, out, tables, columns, join, scale, values, steps, l2):
     raise ValueError("--columns and --join: they say how to read --table; add it")
   if not parts:
     raise ValueError("--runs: expected run folders, or a table of results (--table); got neither")
-  return table.together(parts), left_out, census
+  points = table.together(parts)
+  notes = table.several_variants(points)
+  return points, left_out, dataclasses.replace(census, warnings=census.warnings + notes)
 
 
 def _shown_shots(points, shots):
-  """The number of shots to show first."""
-  known = sorted({cell.shots for cell in points.cells if cell.shots is not None})
+  """The number of shots, or the setting without shots, to show first (`table.measure`)."""
+  from big_transfer.study import table
+  known = table.measures(points.cells)
   if shots is None:
-    return max(known, default=None)
+    return next((name for name in reversed(known) if isinstance(name, int)), known[-1])
+  shots = int(shots) if str(shots).isdigit() else shots
   if shots not in known:
     raise ValueError(f"--shots: expected one that was probed, "
-                     f"{', '.join(map(str, known)) or 'none was'}; got {shots}")
+                     f"{', '.join(str(name) for name in known if name is not None) or 'none was'}"
+                     f"; got {shots}")
   return shots
 
 
@@ -248,8 +257,11 @@ def _parser():
   add("--steps", default="last", choices=("last", "all"),
       help="a point is a run's last evaluation, or every one (default: last)")
   add("--l2", type=float, default=1024.0,
-      help="ridge strength of the probes that count, in run folders (default: 1024)")
-  add("--shots", type=int, help="shots of the overview (default: the most)")
+      help="ridge strength of the few-shot probes that count, in run folders (default: 1024)")
+  add("--recipe", default="", metavar="KEY=VALUE,...", help="only fine-tuning runs whose config "
+      "says so count (default: the recipe that most pre-trained runs have)")
+  add("--shots", help="shots of the overview, or a setting without, such as finetune (default: "
+      "the most)")
   add("--level", type=float, default=0.9, help="nominal coverage of the intervals (default: 0.9)")
   add("--resamples", type=int, default=200, help="subsamples for an interval (default: 200)")
   add("--held-out", type=float, default=0.25, metavar="SHARE", help="share of the runs, those "
@@ -286,7 +298,9 @@ def main(argv=None):
   whole = [line for line in found.tables["left_out"] if not line["task"]]
   by_task = [line for line in found.tables["left_out"] if line["task"]]
   words = ", ".join(f"{line['points']} {line['reason']}" for line in whole)
-  print(f"\nruns: {found.census.finished}; left out: "
+  joined = found.census.joined
+  print(f"\nruns: {found.census.finished}"
+        + (f" and {joined} fine-tuned from them" if joined else "") + "; left out: "
         + (words or ("points of some tasks, below" if by_task else "none")))
   for line in by_task[:_MOST_DROPPED]:
     points = f"{line['points']} point{'s' * (line['points'] != 1)}"

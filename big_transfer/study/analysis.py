@@ -112,13 +112,14 @@ def without_fit(fits):
   """
   by_task = {}
   for fit in fits:
-    by_task.setdefault((fit["upstream"], fit["task"]), []).append(fit)
-  several = len({upstream for upstream, _ in by_task}) > 1
-  return [{"source": "fits", "task": task,
+    key = tuple(fit[name] for name in ("upstream", "task", "variant", "setting"))
+    by_task.setdefault(key, []).append(fit)
+  several = len({upstream for upstream, *_ in by_task}) > 1
+  return [{"source": "fits", "task": table.name_of(*task),
            "points": sum(line["points"] for line in lines if line["fit"] == "hull"),
            "reason": "no fit" + (f" after {upstream}" if several else "") + ": "
                      + lines[0]["reason"]}
-          for (upstream, task), lines in by_task.items()
+          for (upstream, *task), lines in by_task.items()
           if all(line["status"] == "no fit" for line in lines)]
 
 

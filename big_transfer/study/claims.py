@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from scipy import stats
 
-from big_transfer.study import ablations, effect_words, ranks
+from big_transfer.study import ablations, effect_words, ranks, table
 from big_transfer.study.figures import head, layers, style
 
 _WORDS = {"head_decay": "head weight decay", "head_rate": "head learning rate"}
@@ -99,7 +99,7 @@ def _run(line):
 def overlay(tables, upstream, shots):
   """Which layer of the run best upstream is best on each task."""
   lines = [line for line in layers.lines_of(tables.get("explained"), upstream=upstream,
-                                            shots=shots)
+                                            measure=shots)
            if line["run_id"] is not None and line["earliest_depth_share"] is not None]
   if not lines:
     return None
@@ -122,7 +122,7 @@ def overlay(tables, upstream, shots):
                 if len(ends) > 1 else next(iter(ends)))
              + " points, in part by the luck of being picked as the best of several")
   if any(line["status"] == "one seed" for name in runs for line in layers.lines_of(
-      tables.get("best_layers"), ["status"], run_id=name, upstream=upstream, shots=shots)):
+      tables.get("best_layers"), ["status"], run_id=name, upstream=upstream, measure=shots)):
     text += (". Where a task has one probe seed the earliest is the best layer itself, and what is "
              "chance isn't known")
   pairs = [(line["correlation"], line["earliest_depth_share"]) for line in lines
@@ -142,7 +142,7 @@ def curves(tables, upstream, shots):
   found = {}
   for line in layers.lines_of(
       tables.get("best_layers"), [*_CELL[:3], "run_id", "family", "earliest_depth_share", "gain"],
-      upstream=upstream, shots=shots):
+      upstream=upstream, measure=shots):
     if line["earliest_depth_share"] is not None and line["gain"] is not None:
       found.setdefault(style.family_name(line["family"]), []).append(line)
   said = []
@@ -194,7 +194,7 @@ def _related(tables, upstream, shots):
   set of (task, variant, setting)."""
   known = {(line["row"], line["variant"], line["setting"]): line["correlation"]
            for line in tables.get("spearman", ())
-           if line["upstream"] == upstream and line["shots"] == shots
+           if line["upstream"] == upstream and table.measure(line) == shots
            and line["column"] == ranks.UPSTREAM and line["correlation"] is not None}
   if not known:
     return set()
@@ -213,7 +213,7 @@ def head_accuracy(factor, tables, upstream, shots):
     return None
   pooled = _pooled(by_series)
   us = next((line for line in pooled if line["quantity"] == "us"), None)
-  tasks = [line for line in pooled if line["quantity"] == "ds" and line["shots"] == shots]
+  tasks = [line for line in pooled if line["quantity"] == "ds" and table.measure(line) == shots]
   said = [_settings(tables, factor, upstream, pooled[0])]
   if us:
     said.append(f"A decade more {_WORDS[factor]} changes upstream accuracy by "
@@ -272,7 +272,7 @@ def head_best(factor, tables, upstream, shots):
   series = ablations.ALL if ablations.ALL in names else min(names)
   mine = [line for line in mine if line["series"] == series]
   us = next((line for line in mine if line["task"] is None), None)
-  tasks = [line for line in mine if line["task"] is not None and line["shots"] == shots]
+  tasks = [line for line in mine if line["task"] is not None and table.measure(line) == shots]
   if not us or not tasks:
     return None
   counts = collections.Counter(int(np.sign(line["best"] - us["best"])) for line in tasks)
@@ -414,7 +414,7 @@ def _of_task(line):
 
 def by_task(tables, upstream, shots):
   """What goes with saturation, over the tasks."""
-  lines = layers.lines_of(tables.get("explained"), upstream=upstream, shots=shots)
+  lines = layers.lines_of(tables.get("explained"), upstream=upstream, measure=shots)
   known = [line for line in lines if line["saturation_status"] == "ok"]
   if not lines:
     return None

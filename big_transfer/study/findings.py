@@ -9,12 +9,13 @@ import math
 
 import numpy as np
 
+from big_transfer.study import table
 from big_transfer.study.figures import scatter, style
 
 
 def _of(tables, name, upstream, shots):
   return [line for line in tables.get(name, ())
-          if line["upstream"] == upstream and line["shots"] == shots]
+          if line["upstream"] == upstream and table.measure(line) == shots]
 
 
 def _name(line):
@@ -205,11 +206,16 @@ def ranks(tables, upstream, shots):
     low = min(between, key=lambda line: line["correlation"])
     said.append(f"Between tasks the median correlation is "
                 f"{np.median([line['correlation'] for line in between]):.2f}; least alike are "
-                f"{low['row']} and {low['column']} ({low['correlation']:+.2f}).")
+                f"{_ranked(low)} and {_ranked(low, 'column')} ({low['correlation']:+.2f}).")
   if ups:
-    said.append(f"With upstream accuracy it is from {ups[0]['correlation']:+.2f} ({ups[0]['row']}) "
-                f"to {ups[-1]['correlation']:+.2f} ({ups[-1]['row']}).")
-  return " ".join(said).replace("_", " ") or None
+    said.append(f"With upstream accuracy it is from {ups[0]['correlation']:+.2f} "
+                f"({_ranked(ups[0])}) to {ups[-1]['correlation']:+.2f} ({_ranked(ups[-1])}).")
+  return " ".join(said) or None
+
+
+def _ranked(line, name="row"):
+  """The task of a line of rank correlations."""
+  return style.cell_name([None, line[name], line["variant"], line["setting"]])
 
 
 def overlay(tables, upstream, shots):

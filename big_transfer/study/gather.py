@@ -1,6 +1,7 @@
 """Run folders to one tidy table of rows: one line a measured value, its run's identity beside it.
 
-What was measured afterwards (`big_transfer.evaluate`), in RUN/evaluations/, is the run's too.
+What was measured afterwards (`big_transfer.evaluate`), in RUN/evaluations/, is the run's too. So
+is the accuracy that runs reached that were fine-tuned from it, see `joining`.
 
 Column types are stated (`table.COLUMNS`), never inferred from the data.
 """
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from big_transfer.runs import configuring
 from big_transfer.runs import records
-from big_transfer.study import table
+from big_transfer.study import joining, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +33,21 @@ class Census:
     left_out: reason -> number of folders (of files: of points), such as "running" -> 2.
     rows: lines of the table.
     warnings: one sentence each.
+    joined: fine-tuning runs whose accuracy is among the rows of the run they began from.
   """
   patterns: tuple[str, ...]
   finished: int
   left_out: dict[str, int]
   rows: int
   warnings: tuple[str, ...]
+  joined: int = 0
 
   def and_of(self, other):
     """The census of both."""
     left_out = collections.Counter(self.left_out) + collections.Counter(other.left_out)
     return Census(self.patterns + other.patterns, self.finished + other.finished, dict(left_out),
-                  self.rows + other.rows, self.warnings + other.warnings)
+                  self.rows + other.rows, self.warnings + other.warnings,
+                  self.joined + other.joined)
 
 
 def _folders(patterns):
@@ -80,19 +84,10 @@ def _load(path):
   return content
 
 
-def leaves(tree, prefix=""):
-  """(dotted key, value) pairs of nested dicts."""
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from leaves(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value
-
-
 def _learning_rate(run, config):
   """The peak rate: the shallowest number called lr or learning_rate, overrides first."""
   for tree in (run.get("overrides"), config):
-    rates = [(key.count("."), value) for key, value in leaves(tree or {})
+    rates = [(key.count("."), value) for key, value in joining.leaves(tree or {})
              if key.rsplit(".", 1)[-1] in ("lr", "learning_rate") and "[" not in key
              and isinstance(value, (int, float)) and not isinstance(value, bool)]
     if rates:
@@ -166,7 +161,8 @@ def _identity(run, folder):
       "upstream_fraction": upstream.get("fraction", 1.0),
       "upstream_train_examples": upstream.get("train_examples"),
       "epochs": _epochs(run, upstream),
-      "upstream_test_examples": upstream.get("test_examples"), "run_seed": run.get("seed"),
+      "upstream_test_examples": upstream.get("test_examples"),
+      "us_stated": upstream.get("stated"), "run_seed": run.get("seed"),
       "overrides": json.dumps(run.get("overrides") or {}, sort_keys=True),
       "learning_rate": _learning_rate(run, config), "recipe": recipe(config),
       **head_settings(optim.get("rules") if isinstance(optim, dict) else None)}
@@ -184,10 +180,10 @@ def _arrow(identities):
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
       raise ValueError(f"{records.RUN} files: {name} should be {kind} in every run, but {error}; "
                        "correct the file, or leave its folder out of --runs") from error
-  return pa.table(columns | {
-      "file": [identity["file"] for identity in identities],
-      "place": pa.array([identity["place"] for identity in identities], pa.int64()),
-      "final": pa.array([identity["final"] for identity in identities], pa.int64())})
+  of_files = {"file": pa.string(), "measured_in": pa.string(), "place": pa.int64(),
+              "final": pa.int64(), "tuned": pa.bool_()}
+  return pa.table(columns | {name: pa.array([identity[name] for identity in identities], kind)
+                             for name, kind in of_files.items()})
 
 
 def _unparsable(line):
@@ -233,12 +229,13 @@ def _raise_bad_line(identities, error):
       for number, line in enumerate(file, 1):
         reason = _unparsable(line) if line.strip() else None
         if reason:
-          raise ValueError(f"{identity['source']}, line {number}: expected a row as a JSON object, "
+          source = pathlib.Path(identity["measured_in"]) / records.METRICS
+          raise ValueError(f"{source}, line {number}: expected a row as a JSON object, "
                            f"but {reason}; correct or delete the line") from error
   raise ValueError(f"{records.METRICS} files can't be read: {error}") from error
 
 
-def gather(patterns, out):
+def gather(patterns, out, recipe=""):
   """Writes the rows of all finished runs to one Parquet file, `table.COLUMNS` its schema.
 
   Args:
@@ -246,8 +243,9 @@ def gather(patterns, out):
       so are runs whose status isn't "finished" and further copies of one run id. With a run its
       finished evaluations are read: a value that is in several of its files counts once,
       metrics.jsonl's first; what was measured of an earlier checkpoint and never of the last is
-      left out.
+      left out. The accuracy of fine-tuning runs joins the rows of the run they began from.
     out: the Parquet file to write.
+    recipe: KEY=VALUE,...: only fine-tuning runs whose config says so count, see `joining`.
 
   Returns:
     A `Census`.
@@ -258,36 +256,58 @@ def gather(patterns, out):
   """
   folders, others = _folders(patterns)
   left_out = collections.Counter({"not a run folder": others} if others else {})
-  identities, notes, seen = [], [], set()
+  runs, unfinished = {}, set()
+  for folder in folders:
+    run = _read(folder)
+    reason = ("evaluation, read with its run" if run.get("evaluates") else
+              run["status"] if run["status"] != "finished" else
+              "copy of a run already read" if run["id"] in runs else None)
+    if reason:
+      left_out[reason] += 1
+      unfinished |= {run["id"]} if run["status"] != "finished" else set()
+    else:
+      runs[run["id"]] = (run, folder)
+  tuned = {name: item for name, item in runs.items() if joining.is_tuned(item[0])}
+  bases = {name: item for name, item in runs.items() if name not in tuned}
+  if not bases:
+    raise ValueError(f"--runs: expected at least one finished run under {', '.join(patterns)}, "
+                     f"found {_counted(left_out, tuned)}; let the runs finish, or start them again")
+  notes = joining.twice(bases)
+  joins, lost = joining.joins(tuned, bases, unfinished, recipe)
+  left_out += lost
   with contextlib.ExitStack() as stack:
     scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    for folder in folders:
-      run = _load(folder / records.RUN)
-      if not isinstance(run.get("id"), str) or not isinstance(run.get("status"), str):
-        raise ValueError(f"{folder / records.RUN}: expected texts 'id' and 'status', got id "
-                         f"{run.get('id')!r} and status {run.get('status')!r}; restore the file, "
-                         "or leave its folder out of --runs")
-      reason = ("evaluation, read with its run" if run.get("evaluates") else
-                run["status"] if run["status"] != "finished" else
-                "copy of a run already read" if run["id"] in seen else None)
-      if reason:
-        left_out[reason] += 1
-        continue
-      seen.add(run["id"])
-      identity = _identity(run, folder) | {"final": run.get("step")}
+    identities = []
+
+    def add(source, identity, place, tuned=False):
+      file, note = _whole_lines(source / records.METRICS, scratch)
+      notes.extend([note] if note else [])
+      identities.append(identity | {"file": str(file), "place": place, "tuned": tuned,
+                                    "measured_in": str(source)})
+
+    of_run = {}
+    for name, (run, folder) in bases.items():
+      of_run[name] = _identity(run, folder) | {"final": run.get("step")}
       for place, source in enumerate([folder, *_evaluations(run, folder, left_out)]):
-        file, note = _whole_lines(source / records.METRICS, scratch)
-        notes += [note] if note else []
-        identities.append(identity | {"file": str(file), "place": place,
-                                      "source": str(source / records.METRICS)})
-    if not identities:
-      raise ValueError(f"--runs: expected at least one finished run under {', '.join(patterns)}, "
-                       f"found {_counted(left_out)}; let the runs finish, or start them again")
-    rows, early = _write_rows(identities, pathlib.Path(out))
-    left_out += collections.Counter({"evaluation of an earlier step alone": early})
+        add(source, of_run[name], place)
+    for place, join in enumerate(joins, len(identities)):
+      add(join.folder, of_run[join.base] | {"final": join.step}, place, tuned=True)
+    rows, joined, lost, found = _write_rows(identities, joins, pathlib.Path(out))
+  left_out += lost
+  notes += found
   for note in notes:
     warnings.warn(note, stacklevel=2)
-  return Census(tuple(patterns), len(seen), dict(left_out), rows, tuple(notes))
+  return Census(tuple(patterns), len(bases), dict(left_out), rows, tuple(notes), joined)
+
+
+def _read(folder):
+  """The run.json of a run's folder, checked."""
+  run = _load(folder / records.RUN)
+  if not isinstance(run.get("id"), str) or not isinstance(run.get("status"), str):
+    raise ValueError(f"{folder / records.RUN}: expected texts 'id' and 'status', got id "
+                     f"{run.get('id')!r} and status {run.get('status')!r}; restore the file, "
+                     "or leave its folder out of --runs")
+  return run
 
 
 def _evaluations(run, folder, left_out):
@@ -305,15 +325,22 @@ def _evaluations(run, folder, left_out):
   return found
 
 
-def _counted(left_out):
-  return ", ".join(f"{number} {reason}" for reason, number in sorted(left_out.items())) or "none"
+def _counted(left_out, tuned):
+  counts = left_out + collections.Counter({"fine-tuned from a run that isn't here": len(tuned)})
+  return ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "none"
 
 
-def _write_rows(identities, out):
+def _write_rows(identities, joins, out):
+  """Writes the Parquet file.
+
+  Returns:
+    (its lines, fine-tuning runs among its sources, counter of what was left out, warnings).
+  """
   types = ", ".join(f"{table.quoted(name)}: '{column.duckdb}'"
                     for name, column in records.ROW_COLUMNS.items())
   select = ", ".join([f"r.{table.quoted(name)}" for name in table.RUN_COLUMNS]
-                     + [f"m.{table.quoted(name)}" for name in records.ROW_COLUMNS])
+                     + [f"m.{table.quoted(name)}" for name in records.ROW_COLUMNS]
+                     + ["r.measured_in"])
   out.parent.mkdir(parents=True, exist_ok=True)
   with duckdb.connect() as database:
     database.register("runs", _arrow(identities))
@@ -325,12 +352,17 @@ def _write_rows(identities, out):
           "format='newline_delimited', filename='file')", {"files": files})
     except duckdb.Error as error:
       _raise_bad_line(identities, error)
+    lost, notes = joining.choose(database, joins) if joins else (collections.Counter(), [])
     early = _keep_once(database) if any(i["place"] for i in identities) else 0
+    lost += collections.Counter({"evaluation of an earlier step alone": early})
     database.execute(
         f"COPY (SELECT {select} FROM measured m JOIN runs r USING (file) "
         "ORDER BY r.run_id, m.step) "
         f"TO '{str(out).replace(chr(39), 2 * chr(39))}' (FORMAT parquet, COMPRESSION zstd)")
-    return database.execute("SELECT count(*) FROM measured").fetchone()[0], early
+    rows, joined = database.execute(
+        "SELECT count(*), count(DISTINCT file) FILTER (tuned) FROM measured JOIN runs USING (file)"
+        ).fetchone()
+    return rows, joined, lost, notes
 
 
 def _keep_once(database):

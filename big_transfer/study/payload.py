@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pyarrow as pa
 
+from big_transfer.study import table
 from big_transfer.study.figures import head, layers, matrices, panels, scatter, style, trends
 
 _PACKED = {"Uint8": np.uint8, "Uint16": np.uint16, "Uint32": np.uint32, "Float32": np.float32}
@@ -208,7 +209,7 @@ def page_data(points, tables, reference=None):
   drawn = cells(points, tables, reference, runs)
   for view, first, cell in zip(points, points.first, drawn):
     errors = view.ds_error
-    cell |= {"upstream": view.cell.upstream or "upstream", "shots": view.cell.shots,
+    cell |= {"upstream": view.cell.upstream or "upstream", "shots": table.measure(view.cell),
              "task": style.cell_name(view.cell),
              "evaluation": packed(number[first:first + view.us.size]),
              "ds": packed(view.ds, "Float32"),

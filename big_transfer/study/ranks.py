@@ -172,18 +172,19 @@ def reference_task(points):
   for task in tasks:
     if str(task).lower() in _IMAGENET:
       return task, "it is ImageNet"
-  found = {task: [] for task in tasks}
-  for views in groups(points).values():
+  # Variants of a task are tasks of their own: no mean is over both.
+  found = {(cell.task, cell.variant): [] for cell in points.cells}
+  for (_, variant, _, _), views in groups(points).items():
     for task, view in views.items():
       runs, value = _Ranked(view.run, view.ds).correlation(_Ranked(view.run, view.us))
       if value is not None and runs >= MIN_RUNS:
-        found[task].append(value)
+        found[task, variant].append(value)
   most = max(map(len, found.values()))
   if not most:
     return tasks[0], "it is the first, and no task has a correlation with upstream accuracy"
   means = {task: sum(values) / most for task, values in found.items() if len(values) == most}
   best = max(means, key=means.get)
-  return best, (f"of all tasks its accuracy goes most with upstream accuracy (mean rank "
+  return best[0], (f"of all tasks its accuracy goes most with upstream accuracy (mean rank "
                 f"correlation {means[best]:.2f})")
 
 

@@ -13,7 +13,8 @@ import string
 
 import vl_convert
 
-from big_transfer.study import claims, findings, geometry, payload, saturation, sections
+from big_transfer.study import (
+    claims, findings, geometry, payload, saturation, sections, table)
 from big_transfer.study.figures import layers, scatter, style
 
 _TABLES = {  # name -> columns shown, and their heads
@@ -144,6 +145,8 @@ def _tables(tables):
       rows = []
       for line in lines:
         row = {column: line.get(column) for column in known}
+        if "shots" in row:
+          row["shots"] = table.measure(line)
         if "task" in row and "variant" in line and row["task"]:
           row["task"] = style.cell_name([None, line["task"], line["variant"], line["setting"]])
         rows.append(row)
@@ -183,10 +186,11 @@ def _findings(points, tables):
   """({"upstream|shots": {finding: text}}, a text a cell)."""
   said, makers = {}, findings.FINDINGS | claims.FINDINGS
   for cell in points.cells:
-    key = f"{cell.upstream or 'upstream'}|{'' if cell.shots is None else cell.shots}"
+    shots = table.measure(cell)
+    key = f"{cell.upstream or 'upstream'}|{'' if shots is None else shots}"
     if key not in said:
       said[key] = {name: text for name, make in makers.items()
-                   if (text := make(tables, cell.upstream, cell.shots))}
+                   if (text := make(tables, cell.upstream, shots))}
   by_cell = scatter.fits_by_cell(tables)
   return said, [findings.cell(by_cell.get(tuple(cell), [])) for cell in points.cells]
 

@@ -15,7 +15,7 @@ import re
 
 import numpy as np
 
-from big_transfer.study import gather
+from big_transfer.study import joining
 
 ALL_ELSE = "all else equal"  # the text of a series that no other one is told from
 OVERRIDE = "set "  # before an override's dotted key
@@ -72,7 +72,7 @@ def known(points):
                                                                   of["examples"], np.nan))
   found = []
   for u, text in enumerate(points.of_runs("overrides")):
-    changed = dict(gather.leaves(json.loads(text))) if text else {}
+    changed = dict(joining.leaves(json.loads(text))) if text else {}
     found.append({name: _known(of[name][u]) for name in columns} | {
         OVERRIDE + key: json.dumps(value) for key, value in changed.items() if key not in _NEVER})
   return found

@@ -36,6 +36,8 @@ RUN_COLUMNS = {
     "upstream_fraction": ("DOUBLE", "the share of the upstream training examples trained on"),
     "upstream_train_examples": ("BIGINT", "examples trained on"),
     "upstream_test_examples": ("BIGINT", "examples that upstream accuracy is measured on"),
+    "us_stated": ("VARCHAR", "whence the accuracy upstream, where it was stated to the run's "
+                             "evaluation; null: measured"),
     "total_steps": ("BIGINT", "optimiser steps of the whole run"),
     "batch_size": ("BIGINT", "examples a step"),
     "epochs": ("DOUBLE", "passes over the examples trained on, by the end"),
@@ -52,7 +54,9 @@ RUN_COLUMNS = {
     "wall_seconds": ("DOUBLE", "time the run took, in seconds"),
 }
 COLUMNS = RUN_COLUMNS | {name: (column.duckdb, column.meaning)
-                         for name, column in records.ROW_COLUMNS.items()}
+                         for name, column in records.ROW_COLUMNS.items()} | {
+    "measured_in": ("VARCHAR", "the folder of the record that the row was read from: the run's, an "
+                               "evaluation's, or that of a run fine-tuned from it")}
 
 
 class Cell(typing.NamedTuple):
@@ -66,15 +70,45 @@ class Cell(typing.NamedTuple):
 
 CELL = Cell._fields
 USUAL = ("fewshot", "full")  # a setting and a variant that names of cells need not say
+
+
+def measure(of):
+  """How a cell, or a line of a table, was measured, as far as figures choose by it.
+
+  Args:
+    of: a `Cell`, or a mapping with `shots` and, if there is one, `setting`.
+
+  Returns:
+    The number of shots; without one the setting, such as "finetune"; None where neither says
+    anything.
+  """
+  of = of._asdict() if isinstance(of, Cell) else of
+  if of["shots"] is not None:
+    return of["shots"]
+  return None if of.get("setting") in USUAL else of.get("setting")
+
+
+def measures(cells):
+  """What `measure` says of some cells: numbers by size, then texts by alphabet, then None."""
+  return sorted({measure(cell) for cell in cells},
+                key=lambda name: (name is None, isinstance(name, str), name or 0))
+
+
+def name_of(task, variant, setting=None):
+  """A task with its variant and setting, where these say more: "cifar100 (vtab1k)"."""
+  extra = [part for part in (variant, setting) if part and part not in USUAL]
+  return str(task) + (f" ({', '.join(extra)})" if extra else "")
+
+
 CELL_COLUMNS = {name: COLUMNS[name] for name in CELL}
 MEASURED_COLUMNS = {
     "step": ("BIGINT", "optimiser steps taken when both accuracies were measured"),
     "last": ("BOOLEAN", "whether that is the run's last evaluation"),
     "us": ("DOUBLE", "accuracy upstream, a fraction of held-out examples"),
     "us_error": ("DOUBLE", "standard error of us; null where unknown"),
-    "ds": ("DOUBLE", "accuracy downstream, a fraction, the mean over probe seeds"),
-    "ds_error": ("DOUBLE", "standard error of ds, from the probe seeds; null with one seed"),
-    "ds_seeds": ("BIGINT", "probe seeds in that mean"),
+    "ds": ("DOUBLE", "accuracy downstream, a fraction, the mean over seeds"),
+    "ds_error": ("DOUBLE", "standard error of ds, from the seeds; null with one seed"),
+    "ds_seeds": ("BIGINT", "seeds in that mean: of probes, or of fine-tuning runs"),
     "examples_used": ("BIGINT", "fewest training examples that one of the probes got"),
 }
 POINT_COLUMNS = (RUN_COLUMNS | {name: CELL_COLUMNS[name] for name in CELL if name != "upstream"}
@@ -255,13 +289,15 @@ def quoted(name):
 def points(rows, *, steps="last", l2=L2):
   """The points of the study: per finished run and cell, accuracy upstream and downstream.
 
-  A run's last evaluation is its last step with both an upstream accuracy and some probe. Only
-  probes of `pre_logits` count; values that are skipped or not finite are left out.
+  A run's last evaluation is its last step with both an upstream accuracy and some downstream one.
+  Downstream are few-shot probes, linear probes on all examples and fine-tuning (`DOWNSTREAM`), each
+  a setting, and so a cell, of its own. Only probes of `pre_logits` count; values that are skipped
+  or not finite are left out; what else is, `unused` tells.
 
   Args:
     rows: the Parquet file that `gather.gather` wrote.
     steps: "last", or "all" for every step at which both accuracies were measured.
-    l2: ridge strength of the probes.
+    l2: ridge strength of the few-shot probes; linear ones chose their own.
 
   Returns:
     `Points`.
@@ -272,16 +308,9 @@ def points(rows, *, steps="last", l2=L2):
   """
   if steps not in ("last", "all"):
     raise ValueError(f"--steps: expected 'last' or 'all', got {steps!r}")
-  good = "metric = 'accuracy' AND isfinite(value) AND coalesce(status, 'ok') = 'ok'"
   with duckdb.connect() as database:
-    database.register("rows", database.read_parquet(glob.escape(str(rows))))
-    database.execute(
-        "CREATE TABLE us AS SELECT run_id, step, value, count(*) OVER (PARTITION BY run_id, step) "
-        f"AS n FROM rows WHERE evaluator = 'upstream' AND {good} "
-        "AND coalesce(split, 'test') <> 'train'")
-    database.execute(
-        f"CREATE TABLE ds AS SELECT * FROM rows WHERE evaluator = 'fewshot' AND {good} "
-        "AND coalesce(layer, 'pre_logits') = 'pre_logits' AND \"group\" IS NULL")
+    _take(database, rows)
+    database.execute(_PREFERRED)
     _check_accuracies(database, l2)
     columns = ", ".join(f"any_value({quoted(name)}) AS {quoted(name)}"
                         for name in RUN_COLUMNS if name != "run_id")
@@ -289,20 +318,71 @@ def points(rows, *, steps="last", l2=L2):
         f"SELECT run_id, {columns} FROM rows GROUP BY run_id ORDER BY run_id").to_arrow_table()
     measured = database.execute(_MEASURED, {"l2": l2, "all": steps == "all"}).to_arrow_table()
   if not measured.num_rows:
-    raise ValueError("rows: no run has an upstream accuracy and a probe at the same step; evaluate "
-                     "both at the last step (evaluators 'upstream' and 'fewshot')")
+    raise ValueError("rows: no run has an upstream accuracy and a downstream one at the same step; "
+                     "evaluate both at the last step (evaluators 'upstream' and 'fewshot')")
   return assemble(runs, measured)
 
 
-# A probe's standard error is over its seeds: what a new draw of shots would change. Means are
-# rounded: the order of a sum's terms moves its last digits, and equals must stay equal, for ranks.
+DOWNSTREAM = ("fewshot", "linear", "finetune")  # evaluators whose accuracies are points
+_GOOD = "metric = 'accuracy' AND isfinite(value) AND coalesce(status, 'ok') = 'ok'"
+_OF_PRE_LOGITS = "coalesce(layer, 'pre_logits') = 'pre_logits' AND \"group\" IS NULL"
+# A linear probe is of setting "linear"; so is fine-tuning where the head alone is trained.
+_DOUBLED = ("evaluator = 'finetune' AND EXISTS (FROM ds other WHERE other.evaluator = 'linear' "
+            "AND other.run_id = ds.run_id AND other.step = ds.step "
+            + "".join(f"AND other.{name} IS NOT DISTINCT FROM ds.{name} "
+                      for name in ("task", "variant", "setting")) + ")")
+_PREFERRED = f"DELETE FROM ds WHERE {_DOUBLED}"
+
+
+def _take(database, rows):
+  """Tables `us` and `ds`: the accuracies in `rows` that may be points."""
+  database.register("rows", database.read_parquet(glob.escape(str(rows))))
+  database.execute(
+      "CREATE TABLE us AS SELECT run_id, step, value, count(*) OVER (PARTITION BY run_id, step) "
+      f"AS n FROM rows WHERE evaluator = 'upstream' AND {_GOOD} "
+      "AND coalesce(split, 'test') <> 'train'")
+  database.execute(
+      f"CREATE TABLE ds AS SELECT * FROM rows WHERE evaluator IN {DOWNSTREAM} AND {_GOOD} "
+      f"AND coalesce(split, 'test') = 'test' AND {_OF_PRE_LOGITS}")
+
+
+def unused(rows):
+  """The downstream accuracies in the rows that are no point, as far as that could go unnoticed.
+
+  Args:
+    rows: the Parquet file that `gather.gather` wrote.
+
+  Returns:
+    Dicts with source, task, points and reason (`external.LEFT_OUT_COLUMNS`): tasks that were
+    skipped or diverged, a line a reason, and fine-tuned heads where a linear probe is there too.
+  """
+  with duckdb.connect() as database:
+    _take(database, rows)
+    lines = database.execute(
+        "SELECT task, variant, setting, count(*), count(DISTINCT run_id), status, reason FROM rows "
+        f"WHERE evaluator IN {DOWNSTREAM} AND {_OF_PRE_LOGITS} AND (metric = 'accuracy' "
+        "OR status = 'skipped') AND (NOT coalesce(isfinite(value), false) "
+        "OR coalesce(status, 'ok') <> 'ok') GROUP BY ALL ORDER BY ALL").fetchall()
+    lines += database.execute(
+        "SELECT task, variant, setting, count(*), count(DISTINCT run_id), 'not used', 'a linear "
+        f"probe on all examples counts, not the head that was trained' FROM ds WHERE {_DOUBLED} "
+        "GROUP BY ALL ORDER BY ALL").fetchall()
+  return [{"source": "rows", "task": name_of(task, variant, setting), "points": points,
+           "reason": f"{status or 'no value'} in {runs} run{'s' * (runs != 1)}"
+                     + (f": {reason}" if reason else "")}
+          for task, variant, setting, points, runs, status, reason in lines]
+
+
+# A probe's standard error is over its seeds: what a new draw of shots would change; that of
+# fine-tuning is over its runs. Means are rounded: the order of a sum's terms moves its last digits,
+# and equals must stay equal, for ranks.
 _MEASURED = """
 WITH probes AS (
   SELECT run_id, step, task, variant, setting, shots, round(avg(value), 12) AS ds,
          stddev_samp(value) / sqrt(count(value)) AS ds_error,
          count(DISTINCT coalesce(seed, 0)) AS ds_seeds, min(examples_used) AS examples_used,
          any_value(upstream_test_examples) AS held_out
-  FROM ds WHERE coalesce(l2, $l2) = $l2
+  FROM ds WHERE evaluator <> 'fewshot' OR coalesce(l2, $l2) = $l2
   GROUP BY run_id, step, task, variant, setting, shots
 ), joined AS (
   SELECT probes.*, us.value AS us,
@@ -322,15 +402,28 @@ def _check_accuracies(database, l2):
                      "finished run; add the upstream evaluator to the config")
   if not one("SELECT count(*) FROM ds")[0]:
     raise ValueError("rows: no few-shot accuracy (evaluator 'fewshot', metric 'accuracy', layer "
-                     "'pre_logits') in any finished run; add the few-shot evaluator to the config")
+                     "'pre_logits') in any finished run, nor one of a linear probe or of fine-"
+                     "tuning; add the few-shot evaluator to the config")
   twice = one("SELECT run_id, step, n FROM us WHERE n > 1 ORDER BY ALL LIMIT 1")
   if twice:
     raise ValueError(f"rows: run {twice[0]} has {twice[2]} upstream accuracies at step {twice[1]}, "
                      "expected one on held-out examples; keep one such evaluator in the config")
-  if not one("SELECT count(*) FROM ds WHERE coalesce(l2, $l2) = $l2", l2=l2)[0]:
-    measured = database.execute("SELECT DISTINCT l2 FROM ds ORDER BY l2").fetchall()
+  probes = "FROM ds WHERE evaluator = 'fewshot'"
+  if one(f"SELECT count(*) {probes}")[0] and not one(
+      f"SELECT count(*) {probes} AND coalesce(l2, $l2) = $l2", l2=l2)[0]:
+    measured = database.execute(f"SELECT DISTINCT l2 {probes} ORDER BY l2").fetchall()
     raise ValueError(f"--l2: no probe has ridge strength {l2:g}; measured were "
                      f"{', '.join(f'{value:g}' for value, in measured)}: choose one of these")
+
+
+def several_variants(points):
+  """Warnings of tasks that were measured in several variants: one sentence a task."""
+  variants = {}
+  for cell in points.cells:
+    variants.setdefault(cell.task, {})[cell.variant or "one not named"] = None
+  return tuple(f"task {task} was measured in {len(names)} variants, {', '.join(names)}: they are "
+               "kept apart, as if they were different tasks"
+               for task, names in variants.items() if len(names) > 1)
 
 
 def as_records(content):

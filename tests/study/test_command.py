@@ -164,8 +164,8 @@ def test_a_study_of_the_same_rows_is_the_same_study(found, tmp_path):
 
 
 def test_a_task_without_a_fit_at_some_shots_only_is_not_left_out():
-  line = {"upstream": "u", "task": "t", "fit": "hull", "points": 3, "status": "no fit",
-          "reason": "3 runs"}
+  line = {"upstream": "u", "task": "t", "variant": "full", "setting": None, "fit": "hull",
+          "points": 3, "status": "no fit", "reason": "3 runs"}
   assert analysis.without_fit([line, line | {"status": "ok"}]) == []
   lost, = analysis.without_fit([line, line | {"fit": "all"}])
   assert lost == {"source": "fits", "task": "t", "points": 3, "reason": "no fit: 3 runs"}

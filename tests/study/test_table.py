@@ -252,7 +252,7 @@ def test_tables_are_written_with_their_types_and_null_for_what_is_absent(tmp_pat
 
 
 def test_row_columns_are_those_that_records_write():
-  assert list(table.COLUMNS)[-len(records.ROW_COLUMNS):] == list(records.ROW_COLUMNS)
+  assert list(table.COLUMNS)[len(table.RUN_COLUMNS):] == [*records.ROW_COLUMNS, "measured_in"]
   assert not set(table.RUN_COLUMNS) & set(records.ROW_COLUMNS)
 
 

@@ -41,7 +41,8 @@ def catalogue(points, tables, *, shots, which="all", reference=None):
       "irreducible_error": trends.irreducible_error(tables),
       "parameters": trends.parameters(tables),
       "sample_size": trends.sample_size(tables)}
-  for upstream in dict.fromkeys(cell.upstream for cell in points.cells if cell.shots == shots):
+  for upstream in dict.fromkeys(cell.upstream for cell in points.cells
+                                if table.measure(cell) == shots):
     made |= {f"{name}{f'_{upstream}' if several else ''}": spec
              for name, spec in _of_upstream(points, tables, shots, upstream)}
   for name, spec in made.items():

@@ -6,7 +6,7 @@ their seeds. As in `trends`, without `upstream` and `shots` the rows of a specif
 import altair
 import numpy as np
 
-from big_transfer.study import ablations
+from big_transfer.study import ablations, table
 from big_transfer.study.figures import scatter, style
 
 FACTORS = {"head_decay": "head weight decay", "head_rate": "head learning rate, × the body's"}
@@ -101,8 +101,9 @@ class _Setting:
 
 def _row(line, panel, setting):
   error = line["error"] or 0.0  # an unknown one has a bar without length
-  return {"panel": panel, "upstream": line["upstream"] or "upstream", "shots": line["shots"],
-          "series": line["series"], "value": line["value"], "place": setting.place(line["value"]),
+  return {"panel": panel, "upstream": line["upstream"] or "upstream",
+          "shots": table.measure(line), "series": line["series"], "value": line["value"],
+          "place": setting.place(line["value"]),
           "mean": line["mean"], "error": line["error"], "seeds": line["seeds"],
           "low": line["mean"] - error, "high": line["mean"] + error}
 
@@ -141,7 +142,7 @@ def head_accuracy(tables, factor, *, upstream=None):
   for line in lines:
     panel = UPSTREAM_PANEL if line["quantity"] == "us" else style.cell_name(scatter.cell_of(line))
     rows.append(_row(line, panel, setting) | {
-        "of": line["shots"],
+        "of": table.measure(line),
         "neutral": (line["upstream"], line["series"], line["value"]) in neutral})
   x, channels = setting.x(), _series_channels(rows)
   title = "accuracy"
@@ -149,8 +150,8 @@ def head_accuracy(tables, factor, *, upstream=None):
   y_low = style.accuracy(altair.Y, "low", title)
   colour = altair.condition("datum.of === null", altair.value("#111111"), altair.Color(
       "of:O", title="Shots a class", scale=altair.Scale(
-          scheme=style.SEQUENTIAL, reverse=True,
-          domain=sorted({row["of"] for row in rows if row["of"] is not None}))))
+          scheme=style.SEQUENTIAL, reverse=True, domain=[
+              name for name in table.measures(lines) if name is not None])))
   tooltip = ["series:N", altair.Tooltip("value:Q", title=FACTORS[factor], format="~g"), "of:O",
              altair.Tooltip("mean:Q", title="accuracy", format=".2%"),
              altair.Tooltip("error:Q", title=_ERROR_WORDS, format=".2%"), "seeds:Q"]
@@ -196,7 +197,7 @@ def _best_rows(tables, factor, upstream, shots):
       continue
     if line["task"] is None:
       of_upstream[line["upstream"], line["series"]] = line
-    elif line["correlation"] is not None and shots in (style.EVERY, line["shots"]):
+    elif line["correlation"] is not None and shots in (style.EVERY, table.measure(line)):
       lines.append(line)
   series = {name: series_of(tables, factor, name)
             for name in {line["upstream"] for line in lines}}
@@ -213,7 +214,7 @@ def _best_rows(tables, factor, upstream, shots):
   for line in lines:
     mine = of_upstream.get((line["upstream"], line["series"]))
     row = {"panel": "all series" if line["series"] == ablations.ALL else line["series"],
-           "upstream": line["upstream"] or "upstream", "shots": line["shots"],
+           "upstream": line["upstream"] or "upstream", "shots": table.measure(line),
            "label": style.cell_name(scatter.cell_of(line)), "upstream_best": mine and mine["best"],
            **{name: line[name] for name in ("correlation", "best", "best_low", "best_high", "gain",
                                             "gain_low", "gain_high")}}

@@ -26,21 +26,40 @@ _KEY = ["Pale circles: runs, by upstream accuracy (top axis). Triangles: layers 
         "the best, within what probes' seeds explain."]
 
 
-def lines_of(content, columns=None, **wanted):
+_ANY = "any"
+
+
+def lines_of(content, columns=None, measure=_ANY, **wanted):
   """The lines of a table that have the given values, as dicts.
 
   Args:
     content: dicts, or an Arrow table, which may be too long for dicts as a whole; None: no lines.
     columns: names of the columns of an Arrow table that dicts need have; None: all.
+    measure: the `table.measure` that lines have.
     **wanted: column -> value; None where it is null.
   """
   if not isinstance(content, pa.Table):
-    return [line for line in content or ()
-            if all(line[name] == value for name, value in wanted.items())]
+    return [line for line in content or () if measure in (_ANY, table.measure(line))
+            and all(line[name] == value for name, value in wanted.items())]
+  if measure != _ANY:
+    content = content.filter(_measured(content, measure))
   for name, value in wanted.items():
-    column = content[name]
-    content = content.filter(pc.is_null(column) if value is None else pc.equal(column, value))
+    content = content.filter(_is(content[name], value))
   return (content.select(columns) if columns else content).to_pylist()
+
+
+def _is(column, value):
+  return pc.is_null(column) if value is None else pc.equal(column, value)
+
+
+def _measured(content, measure):
+  """Which rows of an Arrow table have a `table.measure`."""
+  if isinstance(measure, int):
+    return pc.equal(content["shots"], measure)
+  setting = content["setting"]
+  usual = pc.or_(pc.is_null(setting), pc.is_in(setting, pa.array(table.USUAL)))
+  return pc.and_(pc.is_null(content["shots"]),
+                 usual if measure is None else pc.equal(setting, measure))
 
 
 def best_runs(tables):
@@ -289,10 +308,9 @@ def layer_curves(tables, *, upstream=None, shots=style.EVERY):
   if upstream is not None:
     content = content.filter(pc.equal(content["upstream"], upstream))
   if shots != style.EVERY:
-    content = content.filter(pc.is_null(content["shots"]) if shots is None
-                             else pc.equal(content["shots"], shots))
+    content = content.filter(_measured(content, shots))
   rows = [{"panel": style.cell_name(scatter.cell_of(line)),
-           "upstream": line["upstream"] or "upstream", "shots": line["shots"],
+           "upstream": line["upstream"] or "upstream", "shots": table.measure(line),
            "family": style.family_name(line["family"]),
            **{name: line[name] for name in ("depth_share", "mean", "low", "high", "runs")}}
           for line in mean_curves(content)]

@@ -59,7 +59,7 @@ def spearman_matrix(tables, *, upstream=None, shots=style.EVERY):
     A Vega-Lite specification, or None where nothing was computed.
   """
   rows = [{"panel": _panel(line), "upstream": line["upstream"] or "upstream",
-           "shots": line["shots"], "row": _name(line["row"]), "column": _name(line["column"]),
+           "shots": table.measure(line), "row": _name(line["row"]), "column": _name(line["column"]),
            "value": line["correlation"], "low": line["low"], "high": line["high"],
            "runs": line["runs"], "dark": abs(line["correlation"]) > 0.75}
           for line in _spearman_lines(tables, upstream, shots) if line["column"] != UPSTREAM]
@@ -88,7 +88,7 @@ def spearman_upstream(tables, *, upstream=None, shots=style.EVERY):
     A Vega-Lite specification, or None where nothing was computed.
   """
   rows = [{"panel": _panel(line), "upstream": line["upstream"] or "upstream",
-           "shots": line["shots"], "row": _name(line["row"]), "value": line["correlation"],
+           "shots": table.measure(line), "row": _name(line["row"]), "value": line["correlation"],
            "low": line["low"], "high": line["high"], "runs": line["runs"]}
           for line in _spearman_lines(tables, upstream, shots) if line["column"] == UPSTREAM]
   if not rows:
@@ -126,7 +126,7 @@ def peers(tables, *, upstream=None, shots=style.EVERY):
   rows = [{"panel": f"upstream {100 * line['us_low']:.1f} to {100 * line['us_high']:.1f} %"
                     + (f", {_panel(line)}" if several else ""),
            "order": line["us_low"], "upstream": line["upstream"] or "upstream",
-           "shots": line["shots"], "row": f"best on {_name(line['task'])}",
+           "shots": table.measure(line), "row": f"best on {_name(line['task'])}",
            "column": _name(line["on_task"]), "value": line["percentile"], "rank": line["rank"],
            "runs": line["runs"], "ds": line["ds"], "dark": line["percentile"] < 0.5}
           for line in sorted(lines, key=lambda line: -line["us_low"])]

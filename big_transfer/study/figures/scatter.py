@@ -44,22 +44,24 @@ def references_of(cell, reference):
   if reference not in (None, "paper"):
     raise ValueError(f"--reference: expected 'paper', the published fits, got {reference!r}")
   if (reference is None or published.known_as(cell.task) is None
-      or cell.shots not in (None, published.SHOTS)):
+      or table.measure(cell) not in (None, published.SHOTS)
+      or (cell.variant or "full") not in table.USUAL
+      or (cell.setting or "fewshot") not in table.USUAL):
     return []
   return [(kind, *panels.law_curve(published.law(cell.task, fit), 0.0))
           for fit, kind in panels.REFERENCE.items()]
 
 
 def chosen_views(points, shots, upstream=None):
-  """The views of the cells with so many shots, of one upstream or of all.
+  """The views of the cells measured so (`table.measure`), of one upstream or of all.
 
   Raises:
     ValueError: there are none.
   """
-  views = [view for view in points if view.cell.shots == shots
+  views = [view for view in points if table.measure(view.cell) == shots
            and (upstream is None or view.cell.upstream == upstream)]
   if not views:
-    known = sorted({style.shots_name(cell.shots) for cell in points.cells})
+    known = [style.shots_name(name) for name in table.measures(points.cells)]
     raise ValueError(f"points: expected some with {style.shots_name(shots)}"
                      + (f" from {upstream}" if upstream else "")
                      + f", got none; choose shots that were probed: {', '.join(known)}")
@@ -173,7 +175,7 @@ def task_figure(points, tables, task, *, axes="linear", reference=None):
                      "cells")
   details = _with_fits(views, tables, reference)
   return _figure(points, views, columns=min(len(views), 2), width=330, height=240, axes=axes,
-                 titles=[style.shots_name(view.cell.shots) for view in views], details=details,
+                 titles=[style.shots_name(table.measure(view.cell)) for view in views], details=details,
                  subtitles=[panels.verdict(options["fits"]) for options in details],
                  title=f"{style.cell_name(views[0].cell)}: downstream against upstream")
 
@@ -187,16 +189,16 @@ def all_runs(points):
   Returns:
     A Vega-Lite specification.
   """
-  known = sorted({cell.shots for cell in points.cells}, key=lambda n: (n is None, n or 0))
+  known = table.measures(points.cells)
   ends = {known[0], known[-1]}
-  views = [view.take(view.last) for view in points if view.cell.shots in ends]
+  views = [view.take(view.last) for view in points if table.measure(view.cell) in ends]
   most = max(100, MOST_MARKS // len(views))
   rows = []
   for view in views:
     for i in style.thinned(view.us.size, most):
       rows.append({"panel": style.cell_name(view.cell), "us": round(float(view.us[i]), 4),
                    "ds": round(float(view.ds[i]), 4), "upstream": view.cell.upstream or "upstream",
-                   "shots": style.shots_name(view.cell.shots)})
+                   "shots": style.shots_name(table.measure(view.cell))})
   many = len(rows) > 4000
   names = [style.shots_name(count) for count in known if count in ends]
   chart = altair.Chart().mark_point(

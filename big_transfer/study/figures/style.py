@@ -53,18 +53,23 @@ _CONFIG = {
 def cell_name(cell):
   """A cell's task, with variant and setting where they say more, for titles."""
   _, task, variant, setting = tuple(cell)[:4]
-  extra = [part for part in (variant, setting) if part and part not in table.USUAL]
-  name = str(task or "task").replace("_", " ")
-  return name + (f" ({', '.join(extra)})" if extra else "")
+  return table.name_of(str(task or "task").replace("_", " "), variant, setting)
+
+
+_SETTINGS = {"linear": "linear probe, all examples", "finetune": "fine-tuned"}
 
 
 def shots_name(shots):
-  """'10 shots', for titles; a cell without has all examples, or an unknown number."""
-  return "shots not given" if shots is None else f"{shots} shot{'s' if shots != 1 else ''}"
+  """'10 shots', or a setting without a number of shots, for titles; see `table.measure`."""
+  if shots is None:
+    return "shots not given"
+  if isinstance(shots, str):
+    return _SETTINGS.get(shots, shots)
+  return f"{shots} shot{'s' if shots != 1 else ''}"
 
 
 def at_shots(title, shots):
-  """A title with the number of shots, where there is one."""
+  """A title with the number of shots, or the setting, where there is one."""
   return title if shots is None else f"{title}, {shots_name(shots)}"
 
 
@@ -149,13 +154,13 @@ def accuracy(channel, field, title, axes="linear"):
 # A thousand million parameters or examples are a billion (B), not a giga.
 COUNT_LABEL = "replace(format(datum.value, '~s'), 'G', 'B')"
 
-EVERY = "every"  # in place of a number of shots, of which None is one
+EVERY = "every"  # in place of a `table.measure`, of which None is one
 
 
 def chosen(lines, upstream=None, shots=EVERY):
-  """Lines of a table that speak of one upstream (None: any) and number of shots."""
+  """Lines of a table that speak of one upstream (None: any) and one `table.measure`."""
   return [line for line in lines if (upstream is None or line["upstream"] == upstream)
-          and (shots == EVERY or line["shots"] == shots)]
+          and (shots == EVERY or table.measure(line) == shots)]
 
 
 def sizes_legend(low, high):

@@ -9,6 +9,7 @@ import collections
 import altair
 import numpy as np
 
+from big_transfer.study import table
 from big_transfer.study.figures import panels, style
 
 METHODS = {"saturating": ("#111111", "circle"), "log-linear": ("#D55E00", "square"),
@@ -181,7 +182,7 @@ _FITTED = {"hull": "the upper hulls", "all": "all points"}
 
 
 def _size_rows(line, panel, values):
-  return [{"panel": panel, "upstream": _upstream(line), "shots": line["shots"],
+  return [{"panel": panel, "upstream": _upstream(line), "shots": table.measure(line),
            "size": line["size"], "fit": FITS[line["fit"]][0], "error": words,
            "series": f"{FITS[line['fit']][0]}, {words}",
            "value": max(values[name], _LEAST_ERROR),
@@ -229,7 +230,7 @@ def sample_size(tables, *, upstream=None, shots=style.EVERY):
   for line in style.chosen(tables.get("sample_size", ()), upstream, shots):
     if line["status"] == "ok":
       # The size called "all" may differ from task to task and still is one place of the axis.
-      key = (line["upstream"], line["shots"], line["fit"],
+      key = (line["upstream"], table.measure(line), line["fit"],
              "all" if line["all"] else line["size"])
       grouped.setdefault(key, []).append(line)
   rows = []
@@ -283,7 +284,7 @@ def prediction_errors(tables, *, upstream=None, shots=style.EVERY):
     A Vega-Lite specification, or None where nothing was held out.
   """
   names = {"hull": "predicting the hull from a hull", "all": "predicting runs from runs"}
-  rows = [{"panel": names[line["fit"]], "upstream": _upstream(line), "shots": line["shots"],
+  rows = [{"panel": names[line["fit"]], "upstream": _upstream(line), "shots": table.measure(line),
            "task": _panel(line), "method": line["method"], "bias": line["bias"],
            "value": max(line["prediction_rmse"], 1e-4)}
           for line in style.chosen(tables.get("prediction", ()), upstream, shots)
@@ -333,7 +334,7 @@ def hull_families(tables, *, upstream=None, shots=style.EVERY):
   others = sorted(shares.keys() - set(known), key=lambda name: (-shares[name], name))
   families = known + others
   kept = known + others[:style.MOST_OTHERS]  # bars have colours alone, of which there are so many
-  rows = [{"panel": words, "upstream": _upstream(line), "shots": line["shots"],
+  rows = [{"panel": words, "upstream": _upstream(line), "shots": table.measure(line),
            "task": _panel(line), "value": line[name],
            "family": (style.family_name(line["family"])
                       if style.family_name(line["family"]) in kept else style.OTHER_FAMILIES)}

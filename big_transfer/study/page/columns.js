@@ -51,5 +51,8 @@ function made(tag, words = "", kind = "") {
 /** NaN, which marks what is unknown in typed arrays, as null. */
 const known = value => Number.isNaN(value) ? null : value;
 const percent = value => (100 * value).toFixed(1) + " %";
+const SETTINGS = {linear: "linear probe, all examples", finetune: "fine-tuned"};
+/** A number of shots, or the name of a setting that has none, in words. */
 const shotsName = count => count === null ? "shots not given"
+  : typeof count === "string" ? SETTINGS[count] ?? count
   : `${count} shot${count === 1 ? "" : "s"}`;

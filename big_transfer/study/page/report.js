@@ -46,8 +46,7 @@ function fill(select, options, chosen) {
 
 /** What is chosen: {upstream, shots, axes, families, shown}. */
 function choice() {
-  const shots = $("shots").value;
-  return {upstream: $("upstream").value, shots: shots === "" ? null : Number(shots),
+  return {upstream: $("upstream").value, shots: JSON.parse($("shots").value),
     axes: $("axes").value, families: ticked($("families")), shown: ticked($("lines"))};
 }
 
@@ -58,10 +57,11 @@ function chosenCells() {
 
 function fillShots(chosen) {
   const counts = [...new Set(data.cells.filter(cell => cell.upstream === $("upstream").value)
-    .map(cell => cell.shots))].sort((a, b) => (a ?? Infinity) - (b ?? Infinity));
-  const kept = counts.includes(chosen) ? chosen : counts[counts.length - 1];
-  fill($("shots"), counts.map(count => [count === null ? "" : String(count), shotsName(count)]),
-    kept === null ? "" : String(kept));
+    .map(cell => cell.shots))].sort(compared);
+  const kept = counts.includes(chosen) ? chosen
+    : counts.filter(count => typeof count === "number").at(-1) ?? counts.at(-1);
+  fill($("shots"), counts.map(count => [JSON.stringify(count), shotsName(count)]),
+    JSON.stringify(kept));
   $("shots").parentElement.hidden = counts.length < 2;
 }
 

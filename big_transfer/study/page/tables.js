@@ -9,8 +9,8 @@ function shownNumber(value, whole) {
 
 function compared(a, b) {
   if (a === null || b === null) return (a === null) - (b === null);  // what is unknown comes last
-  return typeof a === "number" && typeof b === "number" ? a - b
-    : String(a).localeCompare(String(b));
+  if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+  return typeof a === "number" ? a - b : a.localeCompare(b);
 }
 
 /** A table in a node. `wanted` gives the choice, {upstream, shots}; null: no choice to make. */
