@@ -4,6 +4,7 @@ import shutil
 
 import cv2
 import numpy as np
+import prepared
 import pytest
 
 from big_transfer.data.sources import open_source
@@ -113,3 +114,58 @@ def test_a_corrupt_image_and_a_wrong_label(small):
     source.images_at([4, 5, 6])
   with pytest.raises(ValueError, match="label 341 of example 2419 is out of range"):
     source.labels
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+  """10 examples in 3 files: an integer, one in a nest, a list of classes, a text, a fraction."""
+  import tensorflow_datasets as tfds
+  features = tfds.features.FeaturesDict({
+      "image": tfds.features.Image(), "number": tfds.features.Scalar(np.int32),
+      "of": {"kind": tfds.features.ClassLabel(names=["a", "b"])}, "id": tfds.features.Text(),
+      "kinds": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=2)),
+      "share": tfds.features.Scalar(np.float32)})
+  root = tmp_path_factory.mktemp("numbered")
+  prepared.prepare(root / "numbered/1.0.0", features, {"train": [
+      {"image": prepared.png(np.full((2, 2, 3), i)), "number": 9 - i, "of": {"kind": i % 2},
+       "id": str(i), "kinds": [0, 1], "share": 0.5} for i in range(10)]}, files=3)
+  return {"name": "tfds:numbered", "data_dir": str(root)}
+
+
+def test_labels_of_slices_over_several_files(numbered):
+  options = {**numbered, "label_key": "number", "num_classes": 10}
+  for split, expected in [("train", range(9, -1, -1)), ("train[2:9]", range(7, 0, -1)),
+                          ("train[8:]+train[:3]", (1, 0, 9, 8, 7)), ("train[5:6]", (4,))]:
+    source = open_source(split=split, **options)
+    assert source.labels.tolist() == list(expected)
+    assert [example["label"] for example in source] == list(expected)
+    assert [int(image[0, 0, 0]) for image in source.images_at(range(len(source)))] == [
+        9 - label for label in expected]
+
+
+def test_labels_that_are_no_class_label(numbered):
+  source = open_source(**numbered, label_key="number", num_classes=10)
+  assert source.num_classes == 10 and source.class_names is None
+  nested = open_source(**numbered, label_key="of/kind")
+  assert nested.class_names == ("a", "b") and nested.labels.tolist() == [0, 1] * 5
+  with pytest.raises(ValueError, match="label 9 of example 0 is out of range"):
+    open_source(**numbered, label_key="number", num_classes=9).labels
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"label_key": "number"}, "'number' is a Scalar; expected a ClassLabel, or an integer"),
+    ({"label_key": "share", "num_classes": 2}, "'share' is a Scalar; expected a ClassLabel"),
+    ({"label_key": "id", "num_classes": 2}, "'id' is a Text; expected a ClassLabel"),
+    ({"label_key": "of", "num_classes": 2}, "'of' is a FeaturesDict; expected a ClassLabel"),
+    ({"label_key": "of/knd"}, "no feature 'of/knd'"),
+    ({"label_key": "number/kind"}, "no feature 'number/kind'"),
+    ({"label_key": "of/kind", "num_classes": 3}, "'of/kind' has 2 classes, num_classes is 3"),
+])
+def test_errors_of_labels(numbered, options, message):
+  with pytest.raises(ValueError, match=message):
+    open_source(**numbered, **options)
+
+
+def test_a_list_of_labels_is_not_a_label(numbered):
+  with pytest.raises(ValueError, match="example 0: 2 integers in feature 'kinds'; expected one"):
+    open_source(**numbered, label_key="kinds").labels
