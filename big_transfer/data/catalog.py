@@ -154,12 +154,18 @@ def examples(task: tasks_lib.Task, split: str) -> int | None:
     the task has no such split.
 
   Raises:
-    ValueError: a slice that the split doesn't have, such as "train[:900]" of 800 examples.
+    ValueError: a split or slice that isn't there, such as "train[:900]" of 800 examples.
   """
   found, instruction = of(task), getattr(task, split, None)
   if found is None or instruction is None:
     return None
-  return _count(instruction, tuple(found.splits.items()))
+  try:
+    return _count(instruction, tuple(found.splits.items()))
+  except (ValueError, KeyError) as error:
+    there = ", ".join(f"{name} {size}" for name, size in found.splits.items())
+    raise ValueError(f"task {task.name!r}, split {instruction!r}: {error} Expected a part of what "
+                     f"{tasks_lib.dataset(task.source)[5:]} {found.version} has: {there}"
+                     ) from error
 
 
 @functools.lru_cache(maxsize=256)
