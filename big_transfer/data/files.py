@@ -6,6 +6,7 @@ its own path (folder) or position (.npz), so adding files moves no other file.
 import contextlib
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -47,27 +48,29 @@ class FolderSource:
     base = root / split if own_split else root
     self.name = f"folder:{path}"
     self.class_names = tuple(d.name for d in _folders(base))
-    found = [(k, file) for k, d in enumerate(_folders(base)) for file in sorted(d.rglob("*"))
-             if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    found = [_images_in(base, name) for name in self.class_names]
+    labels = np.repeat(np.arange(len(found)), [len(names) for names in found])
+    self._base, self._files = str(base), [name for names in found for name in names]
     if not own_split:
-      names = [file.relative_to(base).as_posix() for _, file in found]
-      chosen = _side(names, split, test_fraction, self.name)
-      found = [found[i] for i in chosen]
-    if not found:
+      chosen = _side(self._files, split, test_fraction, self.name)
+      self._files, labels = [self._files[i] for i in chosen], labels[chosen]
+    if not self._files:
+      tars = any(file.suffix == ".tar" for file in base.iterdir())
       raise ValueError(
           f"folder {str(base)!r}, split {split!r}: no images; expected "
-          f"CLASS/IMAGE with a suffix among {', '.join(sorted(SUFFIXES))}.")
+          f"CLASS/IMAGE with a suffix among {', '.join(sorted(SUFFIXES))}."
+          + (f" It holds .tar files; one a class is read by tars:{path}." if tars else ""))
     self.num_classes = len(self.class_names)
-    self.labels = checked_labels(np.array([k for k, _ in found]), self.num_classes, self.name)
-    self._files = [file for _, file in found]
-    self.spec = {"name": self.name, "split": split, "path": str(root), "examples": len(found),
-                 "classes": list(self.class_names), "contents": _fingerprint(base, self._files)}
+    self.labels = checked_labels(labels, self.num_classes, self.name)
+    self.spec = {"name": self.name, "split": split, "path": str(root),
+                 "examples": len(self._files), "classes": list(self.class_names),
+                 "contents": _fingerprint(self._base, self._files)}
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __getitem__(self, index: int) -> dict:
-    file = self._files[index]
+    file = pathlib.Path(self._base, self._files[index])
     image = decode_image(file.read_bytes(), f"{file} (example {index})")
     return {"image": image, "label": int(self.labels[index])}
 
@@ -182,20 +185,41 @@ def _side(names: list[str], split: str, test_fraction: float, where: str) -> lis
                      f"{did_you_mean(split, ['train', 'test', 'all'])}")
   if not 0 < test_fraction < 1:
     raise ValueError(f"{where}: test_fraction is {test_fraction}; expected between 0 and 1.")
-  def in_test(name: str) -> bool:
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < test_fraction * 2**64
-  return [i for i, name in enumerate(names) if in_test(name) == (split == "test")]
+  bound = test_fraction * 2**64
+  return [i for i, name in enumerate(names)
+          if (hash_of(os.fsencode(name)) < bound) == (split == "test")]
+
+
+def hash_of(name: bytes) -> int:
+  """A number in [0, 2**64) that decides on which side of a hashed split a file falls.
+
+  Args:
+    name: path from the dataset's folder, b"CLASS/IMAGE": a folder and tars of it split alike.
+  """
+  return int.from_bytes(hashlib.sha256(name).digest()[:8], "big")
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
   return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
-def _fingerprint(base: pathlib.Path, found: list[pathlib.Path]) -> str:
+def _images_in(base: pathlib.Path, name: str) -> list[str]:
+  """The images below a folder of `base`, as paths from `base`, sorted part by part.
+
+  Strings rather than `pathlib.Path`: of a million files that is 0.1 GB instead of 0.8, in a third
+  of the time.
+  """
+  found, skip = [], len(str(base)) + 1
+  for folder, _, files in os.walk(base / name):
+    inside = pathlib.Path(folder[skip:]).as_posix()
+    found += [f"{inside}/{file}" for file in files if not file.startswith(".")
+              and os.path.splitext(file)[1].lower() in SUFFIXES]
+  return sorted(found, key=lambda path: path.split("/"))
+
+
+def _fingerprint(base: str, names: list[str]) -> str:
   digest = hashlib.sha256()
-  for file in found:
-    stat = file.stat()
-    digest.update(f"{file.relative_to(base).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-                  .encode())
+  for name in names:
+    stat = os.stat(f"{base}/{name}")
+    digest.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
   return digest.hexdigest()

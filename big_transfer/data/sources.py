@@ -1,13 +1,15 @@
-"""Opens a source of examples by name: built in, TFDS, a folder of images, or an .npz file.
+"""Opens a source of examples by name: built in, TFDS, ImageNet-21k, tars, a folder or an .npz.
 
   open_source("fractals", "test", classes=60)
   open_source("tfds:cifar10", "train[:90%]")        # TFDS_DATA_DIR or data_dir=...
   open_source("folder:/data/birds", "train")        # /data/birds[/train]/<class>/<image>
   open_source("npz:/data/cells.npz", "test")        # images and labels, or x_test and y_test
+  open_source("tars:/data/plants", "train")         # /data/plants/<class>.tar
+  open_source("imagenet21k:/data/winter21_whole", release="winter21")
 """
 import inspect
 
-from big_transfer.data import files, tfds_records
+from big_transfer.data import class_tars, files, tfds_records
 from big_transfer.data.builtin import digits, fractals, sprites, textures
 from big_transfer.data.examples import ArraySource, Source, did_you_mean
 
@@ -26,6 +28,8 @@ LOCATED = {
     "tfds": tfds_records.TfdsSource,
     "folder": files.FolderSource,
     "npz": files.npz,
+    "tars": class_tars.tars,
+    "imagenet21k": class_tars.imagenet21k,
 }
 
 
@@ -34,7 +38,7 @@ def open_source(name: str, split: str = "train", **options) -> Source:
 
   Args:
     name: "fractals", "textures", "sprites", "digits", "tfds:NAME[/CONFIG][:VERSION]",
-      "folder:PATH" or "npz:PATH".
+      "folder:PATH", "npz:PATH", "tars:PATH" or "imagenet21k:PATH".
     split: split to read; TFDS split strings such as "train[:90%]" work for TFDS.
     **options: what the source takes, see its function.
 
@@ -42,7 +46,8 @@ def open_source(name: str, split: str = "train", **options) -> Source:
     A `Source`; nothing has been decoded yet.
 
   Raises:
-    ValueError: unknown name, split or option, missing or empty dataset, labels out of range.
+    MissingError: a dataset that isn't there; the message says how to get it.
+    ValueError: unknown name, split or option, a broken or empty dataset, labels out of range.
   """
   kind, _, place = name.partition(":")
   if name in BUILTIN:

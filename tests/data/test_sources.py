@@ -72,8 +72,7 @@ def test_a_new_file_moves_no_other_to_the_other_side(folder):
   before = open_source(f"folder:{folder}", "test")
   cv2.imwrite(str(folder / "cat" / "000_new.png"), np.zeros((10, 12, 3), np.uint8))
   after = open_source(f"folder:{folder}", "test")
-  gone = {f.name for f in before._files} - {f.name for f in after._files}
-  assert not gone
+  assert not set(before._files) - set(after._files)
   assert before.spec != open_source(f"folder:{folder}", "all").spec
 
 
@@ -90,6 +89,31 @@ def test_folder_with_a_split_of_its_own(folder, tmp_path):
   assert len(open_source(f"folder:{tmp_path}/data", "train")) == 40
   with pytest.raises(ValueError, match="no split 'test'; found train"):
     open_source(f"folder:{tmp_path}/data", "test")
+
+
+def test_a_folder_of_tars_is_told_how_it_is_read(tmp_path):
+  (tmp_path / "n01440764.tar").write_text("")
+  with pytest.raises(ValueError, match=f"one a class is read by tars:{tmp_path}"):
+    open_source(f"folder:{tmp_path}")
+
+
+def test_folders_in_classes_count_and_hidden_files_do_not(folder):
+  before = open_source(f"folder:{folder}", "all")
+  (folder / "cat" / "more" / "again").mkdir(parents=True)
+  for name in ("more/again/x.PNG", ".hidden.png", "notes.txt", "00-b.png"):
+    (folder / "cat" / name).write_bytes((folder / "dog" / "00.png").read_bytes())
+  after = open_source(f"folder:{folder}", "all")
+  assert set(after._files) - set(before._files) == {"cat/more/again/x.PNG", "cat/00-b.png"}
+  assert after._files == sorted(after._files, key=lambda path: path.split("/"))
+
+
+def test_missing_places_are_missing_and_not_broken(folder):
+  for name in ("folder:/no/such", "npz:/no/such.npz", "tars:/no/such"):
+    with pytest.raises(examples.MissingError):
+      open_source(name)
+  with pytest.raises(ValueError) as broken:
+    open_source(f"folder:{folder}/cat/00.png")
+  assert not isinstance(broken.value, examples.MissingError)
 
 
 def test_empty_folder_and_unknown_split(folder, tmp_path):
