@@ -5,7 +5,8 @@ import sys
 import time
 
 from big_transfer.study import (
-    controlled, explain, external, families, protocols, ranks, robust, saturation, shots, table)
+    by_setting, controlled, explain, external, families, protocols, ranks, robust, saturation,
+    shots, table)
 
 TABLES = {
     "fits": saturation.FIT_COLUMNS,
@@ -21,6 +22,7 @@ TABLES = {
     "spearman": ranks.SPEARMAN_COLUMNS,
     "overlay": ranks.OVERLAY_COLUMNS,
     "peers": ranks.PEERS_COLUMNS,
+    **by_setting.COLUMNS,
     **explain.COLUMNS,
     "left_out": external.LEFT_OUT_COLUMNS,
 }
@@ -62,7 +64,8 @@ def analyse(points, rows, *, l2, level, resamples, held_out, skip, jobs, progres
 
   Returns:
     {name: dicts, or an Arrow table} with the columns that `TABLES` documents; the tables of an
-    analysis that was skipped are absent, and those of `explain` that the rows say nothing of.
+    analysis that was skipped are absent, and those of `explain` and of `by_setting` that the rows
+    say nothing of.
 
   Raises:
     ValueError: an argument out of range.
@@ -76,6 +79,7 @@ def analyse(points, rows, *, l2, level, resamples, held_out, skip, jobs, progres
     tables["hull_runs"] = families.hull_runs(points)
     tables["hull_families"] = families.hull_families(points)
     tables["shots"] = shots.trends(tables["fits"])
+    tables |= by_setting.tables(points, tables["fits"], level=level)
   if "robust" not in skip:
     with progress("robust fits"):
       tables["robust"], tables["robust_curves"] = robust.fits(points, level=level)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from big_transfer.study import table
+from big_transfer.study import by_setting, table
 from big_transfer.study.figures import scatter, style
 
 
@@ -256,6 +256,67 @@ def peers(tables, upstream, shots):
           "its peers there.")
 
 
-FINDINGS = {"overview": overview, "shots": shots, "prediction": prediction,
+def settings(tables, upstream, _):
+  """How few-shot probes, linear probes and fine-tuning compare, and what that says of the paper."""
+  lines = [line for line in tables.get("settings", ()) if line["upstream"] == upstream]
+  if not lines:
+    return None
+  said = []
+  for name in table.measures(line for line in lines if isinstance(table.measure(line), str)):
+    mine = [line for line in lines if table.measure(line) == name]
+    words = style.shots_name(name)
+    gains = [line for line in mine if line["gain"] is not None]
+    if gains:
+      said.append(_gains(words, gains, mine))
+    known = [line["correlation"] for line in gains if line["correlation"] is not None]
+    if known:
+      said.append(f"It ranks the runs as few-shot does with a median correlation of "
+                  f"{np.median(known):.2f} over {_tasks(len(known))}.")
+    elif gains:
+      said.append(f"With {max(line['pairs'] for line in gains)} runs measured in both ways, "
+                  "whether it ranks runs alike can't be said.")
+    fitted = [line for line in mine if line["fit_status"] == "ok"]
+    said.append(f"Its saturation value is identified on the upper hull for {len(fitted)} of "
+                f"{_tasks(len(mine))}" + (
+                    f", from {_percent(min(line['saturation'] for line in fitted))} to "
+                    f"{_percent(max(line['saturation'] for line in fitted))}" if fitted else "")
+                + ".")
+    said += [_claimed(line) for line in tables.get("settings_claims", ())
+             if (line["upstream"], line["setting"], line["task"]) == (
+                 upstream, name, by_setting.EVERY)]
+  return " ".join(said) or None
+
+
+def _gains(words, gains, mine):
+  """The sentence on what a setting gains over few-shot probes."""
+  above = [line for line in gains if line["gain_low"] is not None and line["gain_low"] > 0]
+  below = [line for line in gains if line["gain_high"] is not None and line["gain_high"] < 0]
+  shots = sorted({line["than_shots"] for line in gains if line["than_shots"] is not None})
+  against = (f"few-shot probes ({' or '.join(map(str, shots))} shots)" if shots
+             else "few-shot probes")
+  low, high = (end(gains, key=lambda line: line["gain"]) for end in (min, max))
+  return (f"{words[0].upper() + words[1:]}, against {against} of the same runs, "
+          f"{_tasks(len(gains))}"
+          + (f" of {len(mine)}" if len(mine) > len(gains) else "") + ": "
+          + f"{100 * np.mean([line['gain'] for line in gains]):+.1f} points of accuracy on average"
+          + (f", from {100 * low['gain']:+.1f} ({_task(low)}) to {100 * high['gain']:+.1f} "
+             f"({_task(high)})" if len(gains) > 1 else "")
+          + f"; the interval over runs is above 0 for {len(above)} and below for {len(below)}."
+          ).replace("-0.0 ", "0.0 ")
+
+
+def _task(line):
+  return style.cell_name([None, line["task"], line["variant"], None])
+
+
+def _claimed(line):
+  """The finding on what the paper claims, of all tasks after an upstream."""
+  return ("That the picture is the same as with few-shot probes, as the paper states of fine-tuning "
+          f"(arXiv:2110.02095, section 5), is {line['verdict']} here: of {_tasks(line['runs'])} "
+          f"{line['reason']} (both order the runs alike: {line['order']}; as upstream accuracy "
+          f"does: {line['upstream_order']}; both saturate: {line['saturates']}).")
+
+
+FINDINGS = {"overview": overview, "settings": settings, "shots": shots, "prediction": prediction,
             "sample_size": sample_size, "controlled": controlled, "families": families,
             "ranks": ranks, "overlay": overlay, "peers": peers}

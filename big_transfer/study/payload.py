@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from big_transfer.study import table
-from big_transfer.study.figures import head, layers, matrices, panels, scatter, style, trends
+from big_transfer.study.figures import (
+    by_setting, head, layers, matrices, panels, scatter, style, trends)
 
 _PACKED = {"Uint8": np.uint8, "Uint16": np.uint16, "Uint32": np.uint32, "Float32": np.float32}
 _RUN_COLUMNS = {"model": "model", "parameters": "parameters", "run": "run_name",
@@ -21,7 +22,8 @@ _RUN_COLUMNS = {"model": "model", "parameters": "parameters", "run": "run_name",
                 "fraction": "upstream_fraction", "epochs": "epochs", "overrides": "overrides"}
 # Of a figure's rows the page shows those of the chosen upstream and shots, but for these.
 _CHOSEN_BY = {"irreducible_error": (), "parameters": (), "sample_size": (),
-              "curves_hull": ("upstream",), "curves_all": ("upstream",)} | {
+              "curves_hull": ("upstream",), "curves_all": ("upstream",),
+              "settings": ("upstream",)} | {
                   f"{factor}_{name}": ("upstream",) for factor in head.FACTORS
                   for name in ("accuracy", "margins", "norms", "layer_norms")}
 
@@ -167,9 +169,10 @@ def templates(points, runs, kinds):
   return made
 
 
-def figures(tables):
+def figures(points, tables):
   """The figures of tables, all their rows by column: {name: {"spec", "rows"}}."""
   made = {
+      "settings": by_setting.settings(points),
       "irreducible_error": trends.irreducible_error(tables),
       "parameters": trends.parameters(tables),
       "curves_hull": trends.curves_by_shots(tables, "hull"),
@@ -217,7 +220,7 @@ def page_data(points, tables, reference=None):
   kinds = {kind for cell in drawn
            for kind in (*cell["lines"], *cell.get("held_out", {}).get("lines", ()))}
   return {"runs": _runs(runs), "evaluations": evaluations, "cells": drawn,
-          "factors": _factors(points, tables), "figures": figures(tables),
+          "factors": _factors(points, tables), "figures": figures(points, tables),
           "templates": templates(points, runs, sorted(kinds)),
           "looks": style.looks(runs.families),
           "lines": {kind: panels.LINES[kind] for kind in panels.LINES if kind in kinds},

@@ -112,6 +112,12 @@ class _Ranked:
     return runs, float(np.clip(mine @ theirs / scale, -1.0, 1.0)) if scale > 0 else None
 
 
+def rank_correlation(x_N, y_N):
+  """Spearman's rank correlation of two arrays, None where one of them is constant."""
+  places = np.arange(len(x_N))
+  return _Ranked(places, x_N).correlation(_Ranked(places, y_N))[1]
+
+
 def spearman(points, *, level=0.9):
   """Rank correlations between tasks, and of each task with upstream accuracy (Figs F.20, F.21).
 

@@ -27,6 +27,22 @@ _TABLES = {  # name -> columns shown, and their heads
     "robust": {"upstream": "upstream", "task": "task", "shots": "shots", "points": "points",
                "alpha": "α", "e_IR": "e_IR", "saturation": "saturation", "saturation_low": "low",
                "saturation_high": "high", "status": "status", "reason": "reason"},
+    "settings": {"upstream": "upstream", "task": "task", "by": "measured by", "runs": "runs",
+                 "ds_mean": "mean accuracy", "ds_best": "best", "than": "against",
+                 "pairs": "runs with both", "gain": "gain", "gain_low": "low", "gain_high": "high",
+                 "correlation": "rank correlation", "correlation_low": "low",
+                 "correlation_high": "high", "us_correlation": "with upstream",
+                 "us_correlation_low": "low", "us_correlation_high": "high",
+                 "saturation": "saturation", "saturation_low": "low", "saturation_high": "high",
+                 "fit_status": "fit", "reason": "reason"},
+    "settings_pairs": {"upstream": "upstream", "task": "task", "by": "measured by",
+                       "than": "against", "pairs": "runs with both", "gain": "gain",
+                       "gain_low": "low", "gain_high": "high", "correlation": "rank correlation",
+                       "correlation_low": "low", "correlation_high": "high", "reason": "reason"},
+    "settings_claims": {"upstream": "upstream", "task": "task", "by": "measured by",
+                        "than": "against", "runs": "runs with both",
+                        "order": "orders runs alike", "upstream_order": "as upstream does",
+                        "saturates": "saturates", "verdict": "verdict", "reason": "numbers"},
     "shots": {"upstream": "upstream", "task": "task", "fit": "fit", "parameter": "parameter",
               "shot_counts": "numbers of shots", "pearson": "Pearson", "spearman": "Spearman",
               "pairs": "pairs", "likelihood_up": "rises", "likelihood_down": "falls",
@@ -78,6 +94,7 @@ _TABLES = {  # name -> columns shown, and their heads
             "reason": "reason"} for name in ("accuracy_effects", "geometry_effects")}
 _OF_ACCURACY = {"us": "upstream accuracy", "ds": "accuracy on the task"}  # quantities of effects
 _MOST_LEFT_OUT = 1000  # lines of the page; the file has all
+_MOST_STATED = 20  # runs that the page's head names
 
 
 def _embedded(content):
@@ -98,8 +115,9 @@ def _facts(points, census, sources):
   high = max(float(view.us.max()) for view in points)
   left_out = ", ".join(f"{number:,} ({reason})"
                        for reason, number in sorted(census.left_out.items()))
+  joined = f" and {census.joined:,} fine-tuned from them" if census.joined else ""
   facts = {
-      "runs": f"{census.finished:,} found, {len(names):,} with both accuracies ({families})",
+      "runs": f"{census.finished:,} found{joined}, {len(names):,} with both accuracies ({families})",
       "left out": left_out or "none",
       "upstream": ", ".join(sorted({str(cell.upstream) for cell in points.cells}))
                   + f"; accuracy {100 * low:.1f} % to {100 * high:.1f} %",
@@ -107,8 +125,17 @@ def _facts(points, census, sources):
                 + ("each a run's last evaluation" if all(view.last.all() for view in points)
                    else "every evaluation of the runs (--steps all), so not independent"),
       "read from": ", ".join(census.patterns),
-  } | ({"warnings": " ".join(census.warnings)} if census.warnings else {})
+  } | ({"warnings": " ".join(census.warnings)} if census.warnings else {}) | _stated(points)
   return _listed(facts), _listed(sources)
+
+
+def _stated(points):
+  """The fact that says whose accuracy upstream was stated, where there are such runs."""
+  stated = [f"{name or run} ({source})" for name, run, source in zip(
+      *(points.of_runs(column) for column in ("run_name", "run_id", "us_stated"))) if source]
+  more = len(stated) - _MOST_STATED
+  return {"upstream accuracy stated, not measured here": "; ".join(stated[:_MOST_STATED]) + (
+      f" and {more} more, in points.parquet" if more > 0 else "")} if stated else {}
 
 
 def _listed(facts):
@@ -128,7 +155,17 @@ def _lines(tables, name):
     return [line | {"quantity": _OF_ACCURACY.get(line["quantity"], line["quantity"])}
             for line in tables.get("head_effects", ())
             if (line["quantity"] in _OF_ACCURACY) == (name == "accuracy_effects")]
+  if name.startswith("settings"):
+    return [_compared(line) for line in tables.get(name) or ()]
   return list(tables.get(name) or ())
+
+
+def _compared(line):
+  """A line of `by_setting`, which says in words what is compared, whatever is chosen on the page."""
+  than = {"setting": line.get("than_setting"), "shots": line["than_shots"]}
+  return line | {"by": style.shots_name(table.measure({"shots": None} | line)), "setting": None,
+                 "than": None if table.measure(than) is None else
+                         style.shots_name(table.measure(than))}
 
 
 def _tables(tables):

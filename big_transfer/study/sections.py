@@ -44,6 +44,20 @@ SECTIONS = (
              "curve is drawn to half-way from there to an upstream accuracy of 1; the saturation "
              "value is of its Eq. 1, low and high the ends of a posterior interval."),
     )),
+    Section("settings", "Few-shot, linear and fine-tuned", (
+        Part("figure", "settings", "The same pre-trained runs, by how the task was learnt: probes "
+             "of a few examples a class, a linear probe on all training examples, and fine-tuning "
+             "of the whole model. A mark is a run; lines join the means of the runs at each share "
+             "of the upstream data, the smallest first.", "settings"),
+        Part("table", "settings", "Each way to learn a task: accuracy, what it gains over the few-"
+             "shot probe with the most shots (the mean over the runs that have both, with an "
+             "interval over these runs), how alike the two rank the runs, how upstream accuracy "
+             "ranks them, and the hull's saturation value."),
+        Part("table", "settings_pairs", "The same for every pair of ways."),
+        Part("table", "settings_claims", "What the paper says of few-shot probes, that they order "
+             "runs as upstream accuracy does and that they saturate, tested for the other ways: "
+             "confirmed or contradicted where intervals say so."),
+    )),
     Section("shots", "The number of shots", (
         Part("figure", "irreducible_error",
              "Irreducible error, downstream error as upstream error goes to 0, against the number "

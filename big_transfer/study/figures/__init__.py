@@ -3,6 +3,7 @@
 A figure is a Vega-Lite specification with its data beside it. `catalogue` yields all that a study's
 tables allow; `save` writes one as PNG, SVG or PDF.
 """
+from big_transfer.study.figures.by_setting import settings
 from big_transfer.study.figures.catalogue import CHOICES, catalogue
 from big_transfer.study.figures.head import (
     head_accuracy, head_best, layer_norms, margins, norms)
@@ -21,5 +22,5 @@ __all__ = [
     "family_name", "head_accuracy", "head_best", "high_upstream", "hull_families",
     "irreducible_error", "layer_curves", "layer_norms", "layer_overlay", "margins", "norms",
     "overlay", "overview", "parameters", "peers", "prediction_errors", "sample_size",
-    "sample_size_by_task", "save", "shots_name", "spearman_matrix", "spearman_upstream",
+    "sample_size_by_task", "save", "settings", "shots_name", "spearman_matrix", "spearman_upstream",
     "task_figure", "verdict"]

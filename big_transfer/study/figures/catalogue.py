@@ -2,7 +2,8 @@
 import re
 
 from big_transfer.study import table
-from big_transfer.study.figures import head, layers, matrices, scatter, style, trends
+from big_transfer.study.figures import (
+    by_setting, head, layers, matrices, scatter, style, trends)
 
 CHOICES = ("all", "main")
 _LONGEST = 150  # characters of a file's name, of which file systems take some 255
@@ -15,7 +16,7 @@ def catalogue(points, tables, *, shots, which="all", reference=None):
     points: a `table.Points`.
     tables: name -> list of dicts; what is absent or empty draws nothing.
     shots: the number of shots of figures that show one.
-    which: "all", or "main": only the overview and one figure a task.
+    which: "all", or "main": only the overview, one figure a task, and that of settings.
     reference: "paper" draws the published laws of tasks of the same name beside; None: none.
 
   Yields:
@@ -31,6 +32,9 @@ def catalogue(points, tables, *, shots, which="all", reference=None):
   several = len({task[0] for task in tasks}) > 1
   for task in tasks:
     yield _file_name(task, several), scatter.task_figure(points, tables, task, reference=reference)
+  for upstream in dict.fromkeys(task[0] for task in tasks):
+    if spec := by_setting.settings(points, upstream=upstream):
+      yield _clean(f"settings{f'_{upstream}' if several else ''}"), spec
   if which == "main":
     return
   for axes in ("log", "logit"):

@@ -59,6 +59,9 @@ class Runs:
     self.family, self.families = style.families(points)
     self.columns = {name: [None if value is None or value != value else value
                            for value in points.of_runs(name).tolist()] for name in self._SHOWN}
+    self.columns["run_name"] = [
+        f"{name or 'run'}; its upstream accuracy is stated, not measured: {source}" if source
+        else name for name, source in zip(self.columns["run_name"], points.of_runs("us_stated"))]
     known = [size for size in self.columns["parameters"] if size]
     self.sizes = (min(known), max(known)) if known else UNSIZED
 

@@ -75,7 +75,8 @@ class Table {
     this.names.forEach((name, i) => {
       const value = row[name];
       const words = value === null || value === undefined ? ""
-        : typeof value === "number" ? shownNumber(value, this.isWhole[i]) : String(value);
+        : typeof value !== "number" ? String(value)
+        : shownNumber(value, this.isText[i] ? Number.isInteger(value) : this.isWhole[i]);
       const long = name === "reason" || name === "source";
       line.append(made("td", words, long ? "t why" : this.isText[i] ? "t" : ""));
     });
