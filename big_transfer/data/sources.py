@@ -8,6 +8,7 @@
   open_source("imagenet21k:/data/winter21_whole", release="winter21")
 """
 import inspect
+import pathlib
 
 from big_transfer.data import class_tars, files, tfds_records
 from big_transfer.data.builtin import digits, fractals, sprites, textures
@@ -56,7 +57,13 @@ def open_source(name: str, split: str = "train", **options) -> Source:
     function, arguments = LOCATED[kind], (place, split)
   else:
     known = [*BUILTIN, *(f"{kind}:..." for kind in LOCATED)]
-    hint = f"say where it is, {kind}:PLACE. " if kind in LOCATED else did_you_mean(name, known)
+    if kind in LOCATED:
+      hint = f"say where it is, {kind}:PLACE."
+    elif pathlib.Path(name).expanduser().exists():
+      kind = "npz" if name.endswith(".npz") else "folder"
+      hint = f"to read a place, say what it is: {kind}:{name}"
+    else:
+      hint = did_you_mean(name, known)
     raise ValueError(f"unknown source {name!r}: {hint}")
   known = [p.name for p in inspect.signature(function).parameters.values()
            if p.kind is inspect.Parameter.KEYWORD_ONLY]

@@ -47,6 +47,14 @@ def test_errors_name_the_thing_and_the_fix(name, options, message):
     open_source(name, **options)
 
 
+def test_a_path_alone_is_told_how_to_be_read(folder, tmp_path):
+  with pytest.raises(ValueError, match=f"say what it is: folder:{folder}"):
+    open_source(str(folder))
+  (tmp_path / "a.npz").write_text("")
+  with pytest.raises(ValueError, match=f"say what it is: npz:{tmp_path}/a.npz"):
+    open_source(f"{tmp_path}/a.npz")
+
+
 def test_every_source_is_offered():
   with pytest.raises(ValueError) as error:
     open_source("nonsense")
