@@ -38,3 +38,14 @@ def test_shape_diff_names_what_differs():
   diff = trees.shape_diff(trees.shapes(TREE), trees.shapes(other))
   assert [line[:13] for line in diff if "bias" in line] == ["- head/bias f", "+ head/bias f"]
   assert not any("stem" in line for line in diff)
+
+
+def test_a_long_diff_is_cut_with_half_of_either_side():
+  one = {f"a{i:02d}": "float32[2]" for i in range(30)}
+  two = {f"b{i:02d}": "float32[2]" for i in range(30)}
+  lines = trees.diff_text(one, two, most=8).splitlines()
+  assert [line.strip()[0] for line in lines] == list("----++++…")
+  assert lines[-1] == "  … (60 parameters differ)"
+  assert trees.diff_text(one, one) == ""
+  assert trees.diff_text(one, {**one, "a03": "float32[9]"}).splitlines() == [
+      "  - a03 float32[2]", "  + a03 float32[9]"]

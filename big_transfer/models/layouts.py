@@ -8,11 +8,12 @@ Three of them are read and written, for the families that their owners publish:
                 numbered in one row, the class token has a position of its own
     bit         BiT of big_transfer, below "resnet/", as TensorFlow dumped it
 
-Read are also whole training states, which have the parameters below "opt/target/", the names that
-big_vision had before, and the numbered convolutions of some BiT files. Ours are named as
-big_vision's, with the class token's position as vit_jax has it, and are a sum away from both:
-where there is no position of the class token, ours is zero; where it can't be written, it is added
-to the class token, which is what the model's first layer does.
+Read are also whole training states, which have the parameters below "opt/target/", names that
+big_vision had before, blocks stacked for a loop, and the numbered convolutions of some BiT files.
+
+Ours are named as big_vision's, with a position for the class token as in vit_jax: where the file's
+class token has none, ours is zero; where it can't be written, it is added to the class token, which
+is what the model does first of all. (big_vision reads files of vit_jax in the same way.)
 """
 from collections.abc import Iterable, Mapping
 import math
@@ -43,11 +44,11 @@ _BIT = {"root_block/conv_root/kernel": "root_block/standardized_conv2d/kernel",
 _GROUP_NORM = re.compile(r"(.*/gn\d|norm-pre-head)/(scale|bias)")
 # What files of other models hold, and what to say of them.
 _REFUSED = (
-    (r"(img|t)/", "holds two towers, of images and of text; there is no such model here"),
-    (r"(MAPHead_0|probe)(/|$)", "is a ViT that pools by attention (a MAP head); ours pool a class "
-     "token (\"tok\") or the mean (\"gap\"): take a file of such a model"),
-    (r"(conv|gn)_root/|block1/unit1/", "is a ResNet before a ViT (a hybrid), or big_vision's "
-     "ResNet-v1 with group norm; ours are ViTs on patches and BiT's ResNet-v2"))
+    (r"(img|txt)/", "is of two towers, for images and for text; there is no such model here"),
+    (r"(MAPHead_0|probe)(/|$)", "is of a ViT that pools by attention (a MAP head); ours pool a "
+     "class token (\"tok\") or the mean (\"gap\"): take a file of such a model"),
+    (r"(conv|gn)_root/", "is of a ResNet below a ViT (a hybrid), or of big_vision's ResNet-v1 with "
+     "group norm; ours are ViTs on patches, and BiT's ResNet-v2"))
 
 
 class LayoutError(ValueError):
@@ -64,7 +65,7 @@ def family(names: Iterable[str]) -> str:
   for start, name in (("Transformer/", "vit"), ("MixerBlock_", "mixer"), ("root_block/", "resnet")):
     if any(n.startswith(start) for n in names):
       return name
-  raise LayoutError(f"expected the parameters of a ViT, Mixer or BiT ResNet, found {some(names)}")
+  raise LayoutError(f"these are the parameters of no ViT, Mixer or BiT ResNet: {some(names)}")
 
 
 def our_names(names: Iterable[str]) -> dict[str, str]:
@@ -88,6 +89,7 @@ def our_names(names: Iterable[str]) -> dict[str, str]:
       raise LayoutError(f"two parameters called {name!r} here, {found[name]!r} and {theirs!r} "
                         "there: expected one")
     found[name] = theirs
+  family(found)
   return {theirs: name for name, theirs in found.items()}
 
 
@@ -117,7 +119,7 @@ def our_arrays(params: Mapping[str, np.ndarray], names: Mapping[str, str]
     params: of our names, as the file holds them.
     names: what `our_names` gave for the file.
   """
-  params = dict(params)
+  params = _unstacked(params)
   for name, value in params.items():
     if _GROUP_NORM.fullmatch(name) and value.shape[:-1] == (1, 1, 1):
       params[name] = value.reshape(-1)
@@ -126,6 +128,17 @@ def our_arrays(params: Mapping[str, np.ndarray], names: Mapping[str, str]
   if "cls" in params and POSITIONS in params and "posembed_input" not in " ".join(names):
     params[POSITIONS] = _with_class_row(params[POSITIONS])
   return params
+
+
+def _unstacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """With the blocks one by one where they are stacked along a first axis, as big_vision's scan."""
+  flat = {}
+  for name, value in params.items():
+    if match := re.fullmatch(r"(Transformer/encoderblock)/(.*)", name):
+      flat |= {f"{match[1]}_{i}/{match[2]}": value[i] for i in range(len(value))}
+    else:
+      flat[name] = value
+  return flat
 
 
 def _with_class_row(positions_1LD: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ What the files hold is in `models.layouts`. Paths are local, or URLs that fsspec
 needs gcsfs, `memory://` nothing). A file is read once, into memory, and takes twice its size there
 while it is. Nothing in it is ever executed: no pickle is read or written.
 """
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import functools
 import hashlib
 import io
@@ -74,14 +75,20 @@ def digest(path: str | os.PathLike) -> str:
 def read_bytes(path: str | os.PathLike) -> bytes:
   """A file's content, local or at a URL; raises ValueError where it can't be read."""
   filesystem, inner = _filesystem(path)
-  try:
+  with _told(path, "read"):
     return filesystem.cat_file(inner)
-  except FileNotFoundError as error:
-    raise ValueError(f"no file '{path}': expected an .npz of published parameters") from error
-  except IsADirectoryError as error:
-    raise ValueError(f"'{path}' is a folder: expected an .npz of published parameters") from error
-  except OSError as error:
-    raise ValueError(f"'{path}' can't be read: {error}") from error
+
+
+@contextlib.contextmanager
+def _told(path: str | os.PathLike, what: str) -> Iterator[None]:
+  """Tells what goes wrong with a file, in whatever words and classes its library has for it."""
+  try:
+    yield
+  except Exception as error:
+    if what == "read" and isinstance(error, FileNotFoundError):
+      raise ValueError(f"no file '{path}': expected an .npz of published parameters") from error
+    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    raise ValueError(f"'{path}' can't be {what}: {reason}") from error
 
 
 def _filesystem(path: str | os.PathLike) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -135,8 +142,8 @@ def describe(params: Mapping) -> dict[str, object]:
   Returns:
     The arguments of `models.build`, and `image_size`, the side in pixels of the square images that
     the parameters are for, None where they are for any size or for none that is square. What no
-    array tells is as in the published models: a ViT without learned positions has the fixed ones;
-    a ResNet's root has a stride of 2 and a pooling if its kernel is 7 wide, and neither if not.
+    array tells is as in the published models: a ViT without learned positions has the fixed ones,
+    a ResNet's root a stride of 2 and a pooling.
 
   Raises:
     ValueError: the parameters are of no family, or lack some.
@@ -189,7 +196,7 @@ def _describe_resnet(flat: Mapping) -> dict[str, object]:
   depths = tuple(_count(flat, rf"block{i + 1}/unit(\d+)/")
                  for i in range(_count(flat, r"block(\d+)/")))
   return {"depths": depths, "width": features / 64, "root_kernel": kernel,
-          "root_stride": 2 if kernel == 7 else 1, "root_pool": kernel == 7, "image_size": None}
+          "root_stride": 2, "root_pool": True, "image_size": None}
 
 
 _DESCRIBE = {"vit": _describe_vit, "mixer": _describe_mixer, "resnet": _describe_resnet}
@@ -232,6 +239,7 @@ def save(path: str | os.PathLike, params: Mapping, layout: str = "auto", *,
   """
   flat = {name: np.asarray(value, np.float32) for name, value in trees.flatten(params).items()}
   given, side = model_of(flat_tree := trees.unflatten(flat))
+  _check_root(model or given, given)
   given, side = model or given, image_size or side
   layout = layouts.auto(flat) if layout == "auto" else layout
   written = dict(flat)
@@ -244,6 +252,14 @@ def save(path: str | os.PathLike, params: Mapping, layout: str = "auto", *,
   return Saved(layout, hashlib.sha256(buffer.getvalue()).hexdigest(), difference)
 
 
+def _check_root(model: nn.Module, described: nn.Module) -> None:
+  told = {key: getattr(model, key) for key in ("root_stride", "root_pool")
+          if hasattr(model, key) and getattr(model, key) != getattr(described, key)}
+  if told:
+    raise ValueError(f"no layout can say that this ResNet has {told}: who reads the file takes "
+                     "BiT's root_stride=2, root_pool=True; load such a model from its run's folder")
+
+
 def _fixed_positions(model: nn.Module, image_size: int | None) -> np.ndarray:
   if not image_size:
     raise ValueError("layout: a ViT with fixed positions (posemb=\"sincos2d\") can be written for "
@@ -253,25 +269,25 @@ def _fixed_positions(model: nn.Module, image_size: int | None) -> np.ndarray:
   return np.pad(table, ((0, 0), (int(model.pool == "tok"), 0), (0, 0)))
 
 
-def _write(path, data: bytes, check) -> float:
-  """Writes under another name, checks what can be read there, renames; returns the check's word."""
+def _write(path: str | os.PathLike, data: bytes, compare: Callable[[dict], float]) -> float:
+  """Writes under another name, compares what can be read there, renames; returns the difference."""
   filesystem, inner = _filesystem(path)
   partial = f"{inner}.{uuid.uuid4().hex[:8]}.partial"
   try:
-    if "/" in inner:
+    with _told(path, "written"):
       filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
-    filesystem.pipe_file(partial, data)
-    difference = check(_parameters(filesystem.cat_file(partial), path))
+      filesystem.pipe_file(partial, data)
+      data = filesystem.cat_file(partial)
+    difference = compare(_parameters(data, path))
     if not difference <= 1e-5:
       raise ValueError(f"'{path}' was not written: the model that the file describes gives other "
                        f"outputs than the one given (they differ by {difference:.2g} of the "
                        "largest); a layout holds names and shapes, not every setting of a model")
-    filesystem.mv(partial, inner)
+    with _told(path, "written"):
+      filesystem.mv(partial, inner)
     return difference
-  except OSError as error:
-    raise ValueError(f"'{path}' can't be written: {error}") from error
   finally:
-    if filesystem.exists(partial):
+    with contextlib.suppress(Exception):  # renamed, or never written
       filesystem.rm(partial)
 
 
@@ -281,7 +297,7 @@ def _difference(model: nn.Module, params: dict, image_size: int | None, written:
   channels = trees.flatten(params)[_FIRST[layouts.family(trees.flatten(params))]].shape[2]
   side = image_size or 4 * getattr(model, "patch", 16)
   images = np.random.default_rng(0).uniform(-1, 1, (2, side, side, channels)).astype(np.float32)
-  ours, theirs = _outputs(model.clone(dtype="float32"), params, images), _outputs(
+  ours, theirs = outputs(model.clone(dtype="float32"), params, images), outputs(
       other, written, images)
   if ours.keys() != theirs.keys():
     return math.inf
@@ -293,10 +309,11 @@ _FIRST = {"vit": "embedding/kernel", "mixer": "stem/kernel",
           "resnet": "root_block/conv_root/kernel"}
 
 
+def outputs(model: nn.Module, params: Mapping, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+  """All that a model gives for images: logits, and each layer's pooled output."""
+  return {name: np.asarray(value) for name, value in _apply(model, params, images_BHWC).items()}
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(model, params, images):
-  return model.apply({"params": params}, images)[1]
-
-
-def _outputs(model: nn.Module, params: dict, images: np.ndarray) -> dict[str, np.ndarray]:
-  return {name: np.asarray(value) for name, value in _apply(model, params, images).items()}
+def _apply(model, params, images_BHWC):
+  return model.apply({"params": params}, images_BHWC)[1]
