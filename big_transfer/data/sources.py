@@ -8,7 +8,7 @@
   open_source("imagenet21k:/data/winter21_whole", release="winter21")
 """
 import inspect
-import pathlib
+import os
 
 from big_transfer.data import class_tars, files, tfds_records
 from big_transfer.data.builtin import digits, fractals, sprites, textures
@@ -59,7 +59,7 @@ def open_source(name: str, split: str = "train", **options) -> Source:
     known = [*BUILTIN, *(f"{kind}:..." for kind in LOCATED)]
     if kind in LOCATED:
       hint = f"say where it is, {kind}:PLACE."
-    elif pathlib.Path(name).expanduser().exists():
+    elif os.path.exists(os.path.expanduser(name)):
       kind = "npz" if name.endswith(".npz") else "folder"
       hint = f"to read a place, say what it is: {kind}:{name}"
     else:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -12,6 +13,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
+import types
 
 import cv2
 import numpy as np
@@ -295,6 +298,18 @@ def test_a_cache_that_cannot_be_written_is_done_without(few, tmp_path, monkeypat
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
   assert len(opened(few)) == 3 * PER_CLASS
   assert "set XDG_CACHE_HOME" in capsys.readouterr().err
+
+
+def test_long_work_tells_how_far_it_is(few, monkeypatch, capsys):
+  opened(few)
+  assert not capsys.readouterr().err
+  minutes = itertools.count(0, 60)
+  monkeypatch.setattr(class_index, "time",
+                      types.SimpleNamespace(monotonic=lambda: next(minutes), time=time.time))
+  for k in range(3):
+    os.utime(few / f"{wnid(k)}.tar", ns=(k, k))
+  opened(few)
+  assert f"indexing {few}: 3 of 3 classes, 36 images, " in capsys.readouterr().err
 
 
 # --- reading
