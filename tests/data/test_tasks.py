@@ -88,13 +88,19 @@ def test_another_version_of_the_same_dataset_keeps_options_and_splits():
   assert small.train == "train[:800]+train[63000:63200]" and small.source == "tfds:clevr"
 
 
-def test_a_missing_version_says_how_to_use_another(tmp_path, monkeypatch):
-  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  with pytest.raises(MissingError, match=r"'name': 'pets', 'source': 'tfds:oxford_iiit_pet:VERS"):
-    tasks.resolve("pets").open("train")
+def test_a_missing_version_says_how_to_use_another(tfds_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
+  old = tasks.resolve({"name": "cifar10", "source": "tfds:cifar10:1.0.0"})
   with pytest.raises(MissingError) as error:
-    tasks.resolve("omniglot_small").open("train")
-  assert "VERSION" not in str(error.value)
+    old.open("train")
+  mapping = {"name": "cifar10", "source": "tfds:cifar10:3.0.2"}
+  assert str(mapping) in str(error.value) and "tfds build cifar10:1.0.0" in str(error.value)
+  assert len(tasks.resolve(mapping).open("test")) == 10000
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # where there is no version at all
+  for name in ("cifar10", "pets", "omniglot_small"):
+    with pytest.raises(MissingError) as error:
+      tasks.resolve(name).open("train")
+    assert "to use that" not in str(error.value) and "tfds build" in str(error.value)
 
 
 def test_unseen_fractals_are_unseen():
