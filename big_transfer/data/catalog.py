@@ -2,9 +2,9 @@
 
 Known without the data, so that a task can be described, and its price told, before it is there.
 
-Sources. Examples and `prepared_bytes`: the pages docs/catalog/*.md of github.com/tensorflow/datasets
-as stored by a public archive of that repository (pages of 2020 to 2023, commits such as 0a77a814,
-08fa2d73 and 02a380d5; read in November 2026). Three pages are of an earlier version than the one
+Sources. Examples and `prepared_bytes`: the pages docs/catalog/*.md of the repository
+tensorflow/datasets, in an archive's copies (commits such as 0a77a814, 08fa2d73 and 02a380d5, not
+the newest; read in November 2026). Three pages are of an earlier version than the one
 here, with `pages_of` naming it: what its release notes say changed since then isn't the examples.
 Where such a page says "Unknown size", `prepared_bytes` is None; sizes there are of TFRecord files,
 in GiB to two digits, and ArrayRecord files are about as large. `download_bytes`: the sum of the
@@ -103,7 +103,8 @@ CATALOG = {
                "sample/, beside sampleSubmissions.csv and trainLabels.csv"),
     "clevr": Dataset(
         "3.1.0", {"train": 70000, "validation": 15000, "test": 15000}, download_bytes=19021600724,
-        prepared_bytes=round(17.75 * GIB), homepage="https://cs.stanford.edu/people/jcjohns/clevr/"),
+        prepared_bytes=round(17.75 * GIB),
+        homepage="https://cs.stanford.edu/people/jcjohns/clevr/"),
     "dmlab": Dataset(
         "2.0.1", {"train": 65550, "validation": 22628, "test": 22735}, classes=6,
         download_bytes=3017022789, prepared_bytes=round(3.13 * GIB),

@@ -94,8 +94,8 @@ class Task:
     if names[0] != names[1]:
       only = [sorted(set(a) - set(b))[:5] for a, b in (names, names[::-1])]
       raise ValueError(
-          f"{self.name!r} ({self.source}): its train split has {len(names[0])} classes and its test "
-          f"split {len(names[1])}, or other ones (in train alone: {only[0]}; in test alone: "
+          f"{self.name!r} ({self.source}): its train split has {len(names[0])} classes and its "
+          f"test split {len(names[1])}, or other ones (in train alone: {only[0]}; in test alone: "
           f"{only[1]}); expected the same, since a label is a place in that list. Give both splits "
           "all classes (an .npz: the option num_classes)")
     return train, test

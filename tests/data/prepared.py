@@ -19,7 +19,7 @@ def png(pixels):
 
 
 def prepare(folder, features, splits, files=1):
-  """Writes NAME[/CONFIG]/VERSION, {split: examples}, in so many files a split; returns the folder."""
+  """Writes NAME[/CONFIG]/VERSION of {split: examples}, so many files a split; its folder."""
   import tensorflow_datasets as tfds
   from array_record.python import array_record_module
   from tensorflow_datasets.core import example_serializer

@@ -172,6 +172,6 @@ def test_what_is_not_in_the_catalogue():
 
 
 def test_pages_of_another_version_are_told_apart():
-  """Where a page was of an older version, the newer one's release notes don't touch the examples."""
+  """Three pages were of an older version: by the release notes, with the same examples."""
   older = {name: found.pages_of for name, found in catalog.CATALOG.items() if found.pages_of}
   assert older == {"caltech101": "3.0.1", "oxford_iiit_pet": "3.2.0", "caltech_birds2011": "0.1.1"}

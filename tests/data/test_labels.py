@@ -1,4 +1,4 @@
-"""Derived labels against VTAB's formulae, and end to end through files that TFDS's features wrote."""
+"""Derived labels against VTAB's formulae, and read from files that TFDS's own features wrote."""
 import io
 import os
 
@@ -45,7 +45,8 @@ def test_kitti_looks_at_cars_vans_and_trucks_alone():
 
 
 @pytest.mark.parametrize("name, feature, values", [
-    ("dsprites_location", "label_x_position", 32), ("dsprites_orientation", "label_orientation", 40)])
+    ("dsprites_location", "label_x_position", 32),
+    ("dsprites_orientation", "label_orientation", 40)])
 def test_dsprites_puts_neighbours_together_as_vtab_does(name, feature, values):
   derived = labels.DERIVED[name]
   got = [derived.label({feature: [v]}) for v in range(values)]
@@ -203,7 +204,8 @@ def test_fingerprints_tell_whether_examples_are_the_same(tmp_path):
                                ("strong", [cv2.IMWRITE_PNG_COMPRESSION, 9]))}
   one = fingerprint("a", (0, 1, 2), encoders["weak"])
   assert one == fingerprint("b", (0, 1, 2), encoders["strong"]) and len(one) == 16
-  others = {fingerprint("c", (0, 2, 1), encoders["weak"]), fingerprint("d", (0, 1), encoders["weak"]),
+  others = {fingerprint("c", (0, 2, 1), encoders["weak"]),
+            fingerprint("d", (0, 1), encoders["weak"]),
             fingerprint("e", (0, 1, 2), encoders["weak"], shift=1),
             fingerprint("f", (0, 1, 2), lambda image: cv2.imencode(".jpg", image)[1])}
   assert len(others | {one}) == 5
