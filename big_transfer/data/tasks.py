@@ -3,12 +3,12 @@
 The 25 tasks of Abnar et al. (arXiv:2110.02095) are here by the names of that paper's figures; 19
 of them are those of VTAB (Zhai et al., arXiv:1910.04867). Each has one or three variants:
 
-  full         all training examples. Splits are those of the few-shot evaluators of big_vision
-               where they give any (imagenet, caltech, cifar100, dtd, pets, cars, uc_merced,
-               col_hist, birds), else VTAB's: train + validation against test. Where a dataset has
-               no test split, VTAB makes one of its train split: eurosat and resisc45 (its last
-               20 %) and both of dSprites (its last 10 %); big_vision does for col_hist and
-               uc_merced. ImageNet and CLEVR are tested on `validation`, as their test labels aren't
+  full         all training examples. Splits are those of Google's few-shot evaluators where they
+               give any: big_vision's (imagenet, caltech, cifar100, dtd, pets, cars, uc_merced) and
+               uncertainty-baselines' (birds, col_hist); else VTAB's, train + validation against
+               test. Where a dataset has no test split, VTAB makes one of its train split: eurosat
+               and resisc45 (its last 20 %) and both of dSprites (its last 10 %); the evaluators do
+               for col_hist and uc_merced. ImageNet and CLEVR are tested on `validation`, as their test labels aren't
                public; SmallNORB on half of its test split, the other half being VTAB's validation.
   vtab1k       VTAB-1k: trained on the first 800 examples of VTAB's train part and the first 200
                of its validation part, tested on the whole test split. `validation` is the 200.
@@ -127,7 +127,8 @@ def _built_in() -> list[Task]:
 def _paper() -> list[Task]:
   """The 25 tasks, in the order of VTAB's natural, specialised and structured groups, then others.
 
-  Sources: the suite's names, arXiv:2110.02095; splits of big_vision's few-shot configurations;
+  Sources: splits of big_vision/configs/common_fewshot.py and of uncertainty-baselines'
+  baselines/jft/experiments/common_fewshot.py, where ImageNet's shots are of a tenth of it instead;
   splits and classes of VTAB, google-research/task_adaptation, task_adaptation/data/*.py.
   """
   joined = "train+validation"
