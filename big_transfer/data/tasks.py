@@ -8,8 +8,9 @@ of them are those of VTAB (Zhai et al., arXiv:1910.04867). Each has one or three
                uncertainty-baselines' (birds, col_hist); else VTAB's, train + validation against
                test. Where a dataset has no test split, VTAB makes one of its train split: eurosat
                and resisc45 (its last 20 %) and both of dSprites (its last 10 %); the evaluators do
-               for col_hist and uc_merced. ImageNet and CLEVR are tested on `validation`, as their test labels aren't
-               public; SmallNORB on half of its test split, the other half being VTAB's validation.
+               for col_hist and uc_merced. ImageNet and CLEVR are tested on `validation`, as their
+               test labels aren't public; SmallNORB on half of its test split, the other half being
+               VTAB's validation.
   vtab1k       VTAB-1k: trained on the first 800 examples of VTAB's train part and the first 200
                of its validation part, tested on the whole test split. `validation` is the 200.
   vtab1k-val   to choose hyper-parameters for it: trained on the 800 alone, tested on the 200.
