@@ -1,10 +1,12 @@
-"""A run's parameters as a public `.npz`, for other code to load.
+"""A run's parameters as a public `.npz`, or as a folder of `transformers`, for others to load.
 
     python -m big_transfer.export --workdir runs/first --out first.npz
+    python -m big_transfer.export --workdir runs/first --out first --layout transformers
 
-The file is checked before it gets its name: read back, all outputs of the model on fixed images are
-those of the run's. What it holds is in `models/layouts.py`; printed is how timm loads it, where it
-can. It may go to any URL that fsspec knows.
+A file is checked before it gets its name: read back, all outputs of the model on fixed images are
+those of the run's; a folder, by `transformers` itself where that is installed. What they hold is in
+`models/layouts.py` and `models/transformers_folder.py`; printed is how others load it. An `.npz`
+may go to any URL that fsspec knows.
 
 Exit codes: 0 done, 1 the parameters could not be exported.
 """
@@ -17,6 +19,7 @@ from typing import NamedTuple
 from big_transfer import models
 from big_transfer.models import layouts
 from big_transfer.models import published
+from big_transfer.models import transformers_folder
 from big_transfer.training import origin as origin_lib
 
 # The BiTs that timm has a name for: depths and width.
@@ -32,7 +35,7 @@ class Exported(NamedTuple):
     label: of the model, for people, such as "ViT-Ti/16".
     step: of the checkpoint.
     saved: the file's layout, sha256 and check.
-    model: what the file describes, the result of `published.describe`.
+    model: what the parameters describe, the result of `published.describe`.
   """
   label: str
   step: int
@@ -42,12 +45,13 @@ class Exported(NamedTuple):
 
 def export(workdir: str | os.PathLike, out: str | os.PathLike, *, layout: str = "auto",
            step: int | None = None) -> Exported:
-  """Writes a run's parameters as an `.npz`; the run is only read.
+  """Writes a run's parameters for others to load; the run is only read.
 
   Args:
     workdir: the run's folder.
-    out: the file, a path or a URL; one that is there is replaced.
-    layout: a key of `layouts.LAYOUTS`, or "auto": "vit_jax" for a ViT or Mixer, "bit" for a ResNet.
+    out: the `.npz`, a path or a URL, or the folder; one that is there is replaced.
+    layout: a key of `layouts.LAYOUTS`; or "auto": "vit_jax" for a ViT or Mixer, "bit" for a ResNet;
+      or "transformers", a folder.
     step: of which checkpoint; None for the newest.
 
   Raises:
@@ -57,16 +61,22 @@ def export(workdir: str | os.PathLike, out: str | os.PathLike, *, layout: str = 
   Example:
     export("runs/first", "first.npz")
   """
-  if not str(out).endswith(".npz"):
-    raise ValueError(f"--out '{out}': expected a file's name that ends in .npz")
+  is_folder = layout == "transformers"
+  if str(out).endswith(".npz") == is_folder:
+    raise ValueError(f"--out '{out}': expected "
+                     + ("a folder" if is_folder else "a file's name that ends in .npz"))
   origin = origin_lib.of_run(workdir, step)
   arguments = dict(origin.config["model"])
   name, variant = arguments.pop("name"), arguments.pop("variant", None)
   model = models.build(name, variant, num_classes=origin.classes, **arguments)
-  saved = published.save(out, origin.params, layout, model=model,
-                         image_size=origin.config["image_size"])
+  about = {"model": model, "image_size": origin.config["image_size"]}
+  if is_folder:
+    saved, params = transformers_folder.save(out, origin.params, **about), origin.params
+  else:
+    saved = published.save(out, origin.params, layout, **about)
+    params = published.load(out)  # fixed positions, for one, may be learned ones there
   return Exported(models.label(name, variant, model), origin.step, saved,
-                  published.describe(published.load(out)))
+                  published.describe(params))
 
 
 def how_timm_loads(path: str, layout: str, model: Mapping[str, object]) -> str:
@@ -108,12 +118,12 @@ def main(argv=None) -> None:
   """The command; see the module."""
   parser = argparse.ArgumentParser(
       prog="python -m big_transfer.export", allow_abbrev=False,
-      description="Writes a run's parameters as a public .npz, for other code to load.")
+      description="Writes a run's parameters as a public .npz, or as a folder of transformers.")
   parser.add_argument("--workdir", required=True, metavar="RUN", help="the run's folder")
-  parser.add_argument("--out", required=True, metavar="FILE.npz", help="a path or a URL")
-  parser.add_argument("--layout", default="auto", choices=("auto", *layouts.LAYOUTS),
+  parser.add_argument("--out", required=True, metavar="FILE.npz|DIR", help="a path or a URL")
+  parser.add_argument("--layout", default="auto", choices=("auto", *layouts.LAYOUTS, "transformers"),
                       help="whose names the arrays have (default: what most others read: vit_jax "
-                           "for a ViT or Mixer, bit for a ResNet)")
+                           "for a ViT or Mixer, bit for a ResNet); transformers is a folder")
   parser.add_argument("--step", type=int, help="of which checkpoint (default: the newest)")
   args = parser.parse_args(argv)
   try:
@@ -122,11 +132,26 @@ def main(argv=None) -> None:
     sys.exit(f"error: {error}")
   print(f"{done.label}, step {done.step}, as {done.saved.layout}: {args.out}\n"
         f"sha256 {done.saved.sha256}\n"
-        f"check: read back, all outputs are the run's (largest difference "
-        f"{done.saved.difference:.1g} of the largest value)\n"
+        f"check: {_checked(done.saved)}\n"
         f"images: floats in [-1, 1], that is x / 127.5 - 1, trained at "
         f"{done.model['image_size'] or 'any'} pixels\n"
-        f"timm: {how_timm_loads(args.out, done.saved.layout, done.model)}")
+        f"{_how_to_load(args.out, done)}")
+
+
+def _checked(saved):
+  if saved.layout != "transformers":
+    return (f"read back, all outputs are the run's (largest difference {saved.difference:.1g} of "
+            "the largest value)")
+  if saved.difference is None:
+    return "none: torch and transformers are not installed here"
+  return f"transformers computes the run's logits (largest difference {saved.difference:.1g})"
+
+
+def _how_to_load(path, done):
+  if done.saved.layout == "transformers":
+    return ("transformers: transformers.AutoModelForImageClassification.from_pretrained("
+            f"{path!r})")
+  return f"timm: {how_timm_loads(path, done.saved.layout, done.model)}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 from big_transfer import export as export_lib
 from big_transfer import trees
 from big_transfer.models import published
+from big_transfer.models import transformers_folder
 from big_transfer.runs import records
 from big_transfer.training import checkpoint
 from big_transfer.training import program
@@ -64,6 +65,19 @@ def test_the_newest_checkpoint_or_one_of_a_step(run, tmp_path, capsys):
   assert done.step == 2 and done.saved.layout == "big_vision" and done.model["pool"] == "tok"
   assert "no_embed_class=True" in export_lib.how_timm_loads(str(out), "big_vision", done.model)
   np.testing.assert_array_equal(published.load(out)["head"]["kernel"], saved[2]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("run", ["vit"], indirect=True)
+def test_a_folder_for_transformers(run, tmp_path, capsys, monkeypatch):
+  pytest.importorskip("safetensors", reason="the extra \"interop\" is not installed")
+  monkeypatch.setattr(transformers_folder, "_difference", lambda *_: None)  # torch is slow to load
+  folder, _ = run
+  export_lib.main(["--workdir", str(folder), "--out", str(tmp_path / "hf"), "--layout",
+                   "transformers"])
+  said = capsys.readouterr().out
+  assert "check: none: torch and transformers are not installed" in said
+  assert f"AutoModelForImageClassification.from_pretrained('{tmp_path / 'hf'}')" in said
+  assert (tmp_path / "hf/config.json").is_file()
 
 
 @pytest.mark.parametrize("run, says", [

@@ -37,7 +37,7 @@ class Saved(NamedTuple):
   """What `save` wrote.
 
   Attributes:
-    layout: a key of `layouts.LAYOUTS`.
+    layout: a key of `layouts.LAYOUTS` (or "transformers", see `transformers_folder`).
     sha256: of the file.
     difference: the largest, over all outputs of the model (every block's too), between those by
       the parameters and those by the file, as a share of the output's largest value.

@@ -1,5 +1,4 @@
 """Published `.npz` files: read, described, written back; what is in them, and who else says so."""
-import contextlib
 import hashlib
 import importlib.util
 import re
@@ -222,14 +221,6 @@ def test_any_file_system(tmp_path, monkeypatch):
       published.load("gs://models/small.npz")
 
 
-@contextlib.contextmanager
-def _refused(path, match, **arrays):
-  np.savez(path, **arrays)
-  with pytest.raises(ValueError, match=match) as error:
-    yield
-  assert str(path) in str(error.value)
-
-
 class _Trap:
   """Fails the test if it is ever unpickled."""
 
@@ -248,7 +239,8 @@ class _Trap:
 def test_a_bad_array_is_named(tmp_path, name, value, says):
   path = tmp_path / "a.npz"
   arrays = layouts.their_arrays(trees.flatten(examples.params("tok")), "vit_jax")
-  with _refused(path, says, **(arrays | {name: value})):
+  np.savez(path, **(arrays | {name: value}))
+  with pytest.raises(ValueError, match=f"a.npz': .*{says}"):
     published.load(path)
 
 
@@ -257,7 +249,8 @@ def test_a_bad_array_is_named(tmp_path, name, value, says):
     (["params/img/embedding/kernel", "params/txt/head/kernel"], "of two towers"),
     (["params/conv_root/kernel", "params/block1/unit1/conv1/kernel"], "ResNet-v1")])
 def test_files_of_something_else(tmp_path, names, says):
-  with _refused(tmp_path / "a.npz", says, **dict.fromkeys(names, np.ones(3, np.float32))):
+  np.savez(tmp_path / "a.npz", **dict.fromkeys(names, np.ones(3, np.float32)))
+  with pytest.raises(ValueError, match=f"a.npz': .*{says}"):
     published.load(tmp_path / "a.npz")
 
 
