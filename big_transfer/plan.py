@@ -27,11 +27,11 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 import numpy as np
 
-from big_transfer import train as train_lib
 from big_transfer import trees
 from big_transfer.data import subset
 from big_transfer.data import tasks
 from big_transfer.runs import configuring
+from big_transfer.training import initial as initial_lib
 from big_transfer.training import memory as memory_lib
 from big_transfer.training import program as program_lib
 from big_transfer.training import settings as settings_lib
@@ -121,7 +121,7 @@ def plan(config: Mapping, devices: int | None = None, *, memory: str | int | Non
   Example:
     plan(configuring.load("configs/pretrain/fractals.py"), 8, memory="16GiB").memory.total
   """
-  settings = configuring.build(settings_lib.Settings, configuring.plain(config), "")
+  settings = initial_lib.read_settings(config)
   here = jax.device_count()
   devices = here if devices is None else devices
   if not isinstance(devices, int) or devices < 1:
@@ -160,7 +160,7 @@ def plan(config: Mapping, devices: int | None = None, *, memory: str | int | Non
 
 def compiled(config: Mapping, classes: int, population: int | None = None) -> memory_lib.Compiled:
   """Compiles the step for the devices of this machine and returns XLA's analysis; see `plan`."""
-  settings = configuring.build(settings_lib.Settings, configuring.plain(config), "")
+  settings = initial_lib.read_settings(config)
   program, batch, hparams = _program(settings, classes, population)
   like = program.like if population is None else jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((population, *x.shape), x.dtype), program.like)
@@ -169,7 +169,7 @@ def compiled(config: Mapping, classes: int, population: int | None = None) -> me
 
 def measured(config: Mapping, classes: int, steps: int = 5) -> float:
   """Seconds that a step takes on the devices of this machine, the median of some on noise."""
-  settings = configuring.build(settings_lib.Settings, configuring.plain(config), "")
+  settings = initial_lib.read_settings(config)
   program, batch, hparams = _program(settings, classes, None)
   rng = np.random.default_rng(0)
   batch = sharding.put_batch({
@@ -188,10 +188,15 @@ def measured(config: Mapping, classes: int, steps: int = 5) -> float:
 
 def _program(settings, classes, population):
   """The compiled program, and a batch and hparams for it as shapes."""
-  arguments = train_lib.program_arguments(settings)
+  arguments = program_lib.arguments(settings)
   program = program_lib.build(classes=classes, members=population, **arguments)
   return (program, memory_lib.batch_shapes(settings.batch_size, settings.image_size, population),
-          memory_lib.hparam_shapes(len(arguments["patterns"]), population))
+          _hparam_shapes(arguments, population))
+
+
+def _hparam_shapes(arguments, members):
+  return memory_lib.hparam_shapes(len(arguments["patterns"]), members,
+                                  "layer_decay" in arguments["optimiser"])
 
 
 def _data(settings, classes, examples):
@@ -214,7 +219,7 @@ def _data(settings, classes, examples):
 def _need(settings, devices, classes, population, backend):
   """The memory of a step, the program's parts and the mesh's sizes."""
   settings_lib.check_model(settings)
-  arguments = train_lib.program_arguments(settings)  # the one list of what a program is made of
+  arguments = program_lib.arguments(settings)  # the one list of what a program is made of
   arguments["model"] = _for_backend(settings.model, backend)
   sizes = sharding.axis_sizes(arguments.pop("mesh"), devices, population)
   shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
@@ -233,7 +238,7 @@ def _need(settings, devices, classes, population, backend):
       parts.step if members is None else program_lib.for_members(parts.step), parts.like,
       parts.of_run, memory_lib.batch_shapes(settings.batch_size // shards, settings.image_size,
                                             members),
-      memory_lib.hparam_shapes(len(arguments["patterns"]), members), sizes, members=members,
+      _hparam_shapes(arguments, members), sizes, members=members,
       cpu=backend == "cpu")
   return need, parts, sizes
 

@@ -342,7 +342,9 @@ def _recorded(folder, config, label):
   if not (folder / records.CONFIG).exists():
     return config, False
   recorded = records.read_config(folder)
-  config = _shared(config, recorded)
+  # None is what the trial starts from, whose model it recorded.
+  model = config.get("model") or recorded.get("model")
+  config = _shared({**config, "model": model}, recorded)
   changed = configuring.differences(
       recorded, config, configuring.HOUSEKEEPING + configuring.PLACEMENT)
   if changed:

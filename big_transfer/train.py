@@ -17,13 +17,14 @@ import functools
 import signal
 import sys
 import time
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from clu import parameter_overview
 import jax
 import numpy as np
 
 from big_transfer import evaluators
+from big_transfer.evaluators import heads
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.runs import sinks
@@ -32,7 +33,6 @@ from big_transfer.training import hosts
 from big_transfer.training import initial as initial_lib
 from big_transfer.training import interrupts as interrupts_lib
 from big_transfer.training import members as members_lib
-from big_transfer.training import optim
 from big_transfer.training import profiling
 from big_transfer.training import program as program_lib
 from big_transfer.training import progress as progress_lib
@@ -59,7 +59,7 @@ class _Group:
     saving: when.
     total_steps: of each.
     initial: what they start from, an `initial.Initial`; None for random parameters.
-    setting: see `initial.setting`.
+    probe_head: makes a head, see `initial.Initial.states`.
   """
   settings: Settings
   members: list[members_lib.Member]
@@ -69,7 +69,7 @@ class _Group:
   saving: settings_lib.Saving
   total_steps: int
   initial: initial_lib.Initial | None
-  setting: str
+  probe_head: Callable
 
   @property
   def stacked(self):
@@ -159,16 +159,18 @@ def train_population(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def population_key(config: Mapping[str, Any]) -> str:
   """Returns text that is equal for configs that can be trained as one population."""
   config = settings_lib.recorded(config)
-  mixup = (config.get("augment") or {}).get("mixup")
-  return configuring.identity("population", {"config": config, "mixup": mixup is not None},
+  there = {key: (config.get(section) or {}).get(key) is not None
+           for section, key in (("augment", "mixup"), ("optim", "layer_decay"))}
+  return configuring.identity("population", {"config": config, **there},
                               [f"config.{pattern}" for pattern in members_lib.ARRAY_VALUED])
 
 
 def program_key(config: Mapping[str, Any]) -> str:
   """Returns text that is equal for configs whose runs can share compiled programs."""
-  settings = _settings(config)
+  settings = configuring.build(
+      Settings, initial_lib.named(settings_lib.recorded(config)), "")
   return configuring.canonical([
-      program_arguments(settings), settings.task, settings.evals, settings.batch_size])
+      program_lib.arguments(settings), settings.task, settings.evals, settings.batch_size])
 
 
 def choose_population(config: Mapping[str, Any], members: int, *, same_data: bool,
@@ -181,10 +183,10 @@ def choose_population(config: Mapping[str, Any], members: int, *, same_data: boo
     same_data: whether their seeds are equal.
     step: where they go on from.
   """
-  settings = _settings(config)
+  settings = initial_lib.read_settings(config)
   settings_lib.check(settings)
   data = upstream_lib.open_data(settings)
-  arguments = dict(classes=data.train.num_classes, **program_arguments(settings))
+  arguments = dict(classes=data.train.num_classes, **program_lib.arguments(settings))
   return batching.choose(lambda members: program_lib.build(members=members, **arguments),
                          settings, data, members, same_data=same_data, step=step)
 
@@ -252,11 +254,6 @@ def _train(begun, interrupts):
         epochs=group.examples(step) / group.data.train_examples)
 
 
-def _settings(config):
-  """Reads a config as it is recorded, so that equal runs are made of equal programs."""
-  return configuring.build(Settings, settings_lib.recorded(config), "")
-
-
 def _check_alike(runs):
   """Raises ConfigError unless the runs can be one population, on the devices that are here."""
   if len(runs) == 1:
@@ -272,13 +269,14 @@ def _check_alike(runs):
       raise configuring.ConfigError(
           f"{first['workdir']} and {run['workdir']} can't be one population: their configs differ "
           "in more than what the step takes as arrays\n  " + "\n  ".join(changed) +
-          f"\nOnly {', '.join(members_lib.ARRAY_VALUED)} may differ, and mixup where both have it")
+          f"\nOnly {', '.join(members_lib.ARRAY_VALUED)} may differ, mixup and layer_decay where both "
+          "have them")
 
 
 def _prepare(begun, stop_check):
   """Opens the data and builds program, members and evaluators."""
   build = configuring.build
-  each = [_settings(run["config"]) for run, _ in begun]
+  each = [initial_lib.read_settings(run["config"]) for run, _ in begun]
   for settings in each:
     settings_lib.check(settings)
   settings = each[0]
@@ -289,41 +287,32 @@ def _prepare(begun, stop_check):
   total_steps = settings.steps(data.train_examples)
   program = program_lib.build(
       classes=data.train.num_classes, members=len(begun) if len(begun) > 1 else None,
-      **program_arguments(settings))
+      **program_lib.arguments(settings))
   members = [
       members_lib.Member(run, record, own, names=program.names, total_steps=total_steps)
       for (run, record), own in zip(begun, each)]
-  init = initial_lib.section({"init": settings.init})
-  initial = init and initial_lib.prepare(init, program, [record for _, record in begun])
-  setting = initial_lib.setting(init, program.names, frozenset())
+  initial = settings.init and initial_lib.prepare(
+      settings, program, [record for _, record in begun], total_steps)
   context = evaluators.Context(
       apply=program.apply, put=lambda batch: sharding.put_batch(batch, program.mesh),
       check=stop_check, prepare=data.prepare,
       upstream=evaluators.Upstream(
-          data.name, data.train, data.examples, data.test, program.loss, data.variant, setting,
-          [own.seed for own in each]),
+          data.name, data.train, data.examples, data.test, program.loss, data.variant,
+          _setting(settings, members), [own.seed for own in each]),
       layers=program.layers, fetch=hosts.fetch, process=hosts.process(),
       batch_size=sharding.whole_batch(settings.eval_batch_size, program.mesh))
   return _Group(
       settings=settings, members=members, program=program, data=data,
       evaluators=evaluators.build(settings.evals, context, build),
       saving=build(settings_lib.Saving, settings.checkpoint, "checkpoint"),
-      total_steps=total_steps, initial=initial, setting=setting)
+      total_steps=total_steps, initial=initial,
+      # A signal waits for it: there is nothing to save yet.
+      probe_head=functools.partial(
+          heads.from_probe, dataclasses.replace(context, check=lambda: None)))
 
 
-def program_arguments(settings):
-  """What a program is compiled from, but the number of classes; checks its sections' keys."""
-  optimiser = {k: v for k, v in settings.optim.items() if k != "schedule"}
-  configuring.check(optim.build, optimiser, "optim", given=("names",))
-  settings_lib.check_model(settings)
-  optimiser = {k: v for k, v in optimiser.items() if k not in ("lr", "rules")}
-  augment = configuring.build(settings_lib.Augment, settings.augment, "augment")
-  return dict(
-      model=settings.model, image_size=settings.image_size, optimiser=optimiser,
-      patterns=[pattern for pattern, _ in settings.optim["rules"]], loss=settings.loss,
-      augment=dict(crop_padding=augment.crop_padding, flip=augment.flip),
-      mixup=augment.mixup is not None, accumulate=settings.accumulate,
-      mesh=settings.mesh, sharding=settings.sharding)
+def _setting(settings, members):
+  return initial_lib.setting(settings.init, members[0].optimiser)
 
 
 def _start(group):
@@ -336,9 +325,9 @@ def _start(group):
     if group.initial is None:
       state = program.init(np.stack(seeds) if group.stacked else seeds[0])
     else:
-      states = [group.initial.state(int(seed)) for seed in seeds]
+      print(group.initial, flush=True)
+      states = group.initial.states(map(int, seeds), group.probe_head)
       state = program.stack(states) if group.stacked else states[0]
-      print(group.initial.origin.where)
     params = program.split(state)[0].params if group.stacked else state.params
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     print(members[0].optimiser.table, flush=True)
@@ -417,7 +406,7 @@ def _facts(group):
       upstream={"name": data.name, "classes": data.train.num_classes,
                 "train_examples": data.train_examples, "test_examples": len(data.test),
                 "fraction": s.fraction[0], "fraction_seed": s.fraction[1]},
-      setting=group.setting, **({} if group.initial is None else group.initial.facts()),
+      setting=_setting(s, group.members), **(group.initial.facts() if group.initial else {}),
       **({"population": len(group.members)} if group.stacked else {}), **provenance.provenance())
 
 

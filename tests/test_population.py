@@ -451,7 +451,7 @@ def test_auto_times_the_real_step_and_training_finds_it_compiled(monkeypatch):
   if choice.members == 4:
     assert choice.together < choice.alone
   settings = configuring.build(train.Settings, configuring.plain(config), "")
-  arguments = dict(classes=4, **train.program_arguments(settings))
+  arguments = dict(classes=4, **program_lib.arguments(settings))
   for members in (None, 4):
     [seconds] = batching._compilings(program_lib.build(members=members, **arguments).step)
     assert seconds > 0, "the second time it is there, and what it took is still known"

@@ -15,6 +15,7 @@ from big_transfer.data import subset
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.training import checkpoint
+from big_transfer.training import initial
 from big_transfer.training import program
 from tests import toy
 
@@ -117,7 +118,7 @@ def test_seeds_share_a_part_and_fraction_seeds_choose_another():
   def examples(**changes):
     upstream = {**_part().upstream, **changes.pop("upstream", {})}
     return _prepared(_part(upstream=upstream, **changes)).data.examples.tolist()
-  assert train_lib._settings(toy.config(upstream="digits")).task == "digits"  # a name will do
+  assert initial.read_settings(toy.config(upstream="digits")).task == "digits"  # a name will do
   assert examples() == examples(seed=9) != examples(upstream={"fraction_seed": 1})
   assert set(examples()) < set(examples(upstream={"fraction": 0.5}))
 
@@ -126,12 +127,12 @@ def test_seeds_share_a_part_and_fraction_seeds_choose_another():
     (7, 240, 64, 27), (1, 64, 64, 1), (1, 65, 64, 2), (0.01, 10, 64, 1), (0.1, 30, 3, 1),
     (2.5, 12000, 128, 235)])
 def test_epochs_are_rounded_up_to_steps(epochs, examples, batch, steps):
-  settings = train_lib._settings(_part(total_epochs=epochs, batch_size=batch))
+  settings = initial.read_settings(_part(total_epochs=epochs, batch_size=batch))
   assert settings.steps(examples) == steps
 
 
 def test_a_warm_up_lasts_half_of_a_run_in_epochs_at_most():
-  settings = train_lib._settings(_part())
+  settings = initial.read_settings(_part())
   assert settings.fitted({"name": "linear", "warmup_steps": 20}, 7) == {
       "name": "linear", "warmup_steps": 3}
   assert settings.fitted({"warmup_steps": 20}, 40) == {"warmup_steps": 20}

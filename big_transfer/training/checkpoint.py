@@ -264,7 +264,8 @@ class Checkpoints:
         step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     tree = _as_dict(like)
     _check_format(meta, step, self._folder)
-    _check_state(like, meta, step, self._folder)
+    _check_state(like, meta, step, self._folder,
+                 "Use the config it was made with, or another workdir")
     restored = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(tree)))["state"]
     return like.replace(**restored), meta
@@ -353,7 +354,9 @@ def _saved(folder, like):
     meta = reader.restore(folder / "meta")
   _check_format(meta, folder.name, folder.parent)
   if like is not None:
-    _check_state(like, meta, folder.name, folder.parent)
+    _check_state(like, meta, folder.name, folder.parent,
+                 "A whole state goes on with the model and the optimiser it is of (config.model, "
+                 ".image_size, .optim and the classes of .upstream); its parameters alone don't")
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
       state = like.replace(**reader.restore(folder / "state", args=ocp.args.StandardRestore(
           _as_dict(like))))
@@ -372,10 +375,9 @@ def _check_format(meta, step, folder):
                           f"version reads {FORMAT}")
 
 
-def _check_state(like, meta, step, folder):
+def _check_state(like, meta, step, folder, fix):
   check_shapes(trees.shapes(_as_dict(like)), meta["shapes"],
-               f"checkpoint {step} in {folder} is of another model or optimiser",
-               "Use the config it was made with, or another workdir")
+               f"checkpoint {step} in {folder} is of another model or optimiser", fix)
 
 
 def check_shapes(expected, found, what, fix):

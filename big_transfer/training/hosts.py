@@ -96,6 +96,11 @@ def on_main(function: Callable[[], Any]) -> Any:
   return broadcast(result)
 
 
+def of_main(arrays: Any) -> Any:
+  """Main's NumPy arrays, a tree that has the same shapes in every process, in all of them."""
+  return arrays if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(arrays)
+
+
 def fetch(tree: Any) -> Any:
   """The whole of a tree of device arrays, as NumPy arrays in every process."""
   def whole(x):

@@ -4,80 +4,25 @@ Parameters of a run or of a published file (`origin`), adapted to the data and t
 hand (`models.adapting`), or the whole state of a run, to go on from. They are read at the start
 alone: a run that has a checkpoint of its own continues from that, its source may be gone.
 """
-import dataclasses
+import contextlib
 import functools
 from typing import Any, Callable, Mapping, Sequence
 
 import jax
-import numpy as np
 
+from big_transfer.models import adapting
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.training import checkpoint
 from big_transfer.training import hosts
 from big_transfer.training import members as members_lib
+from big_transfer.training import optim
 from big_transfer.training import origin as origin_lib
+from big_transfer.training import settings as settings_lib
 
-WHAT = ("params", "full")
-HEADS = ("zero", "random", "probe", "keep")
-RESAMPLES = ("bilinear", "bicubic")
 # Of the source's run.json, what a study reads beside the rows of the run that starts from it.
 _OF_SOURCE = ("id", "name", "model", "parameters", "flops_per_example", "upstream", "seed",
               "batch_size", "total_steps", "examples_seen", "config_name", "overrides", "setting")
-
-
-@dataclasses.dataclass(frozen=True)
-class Init:
-  """The section `init` of a config.
-
-  Attributes:
-    source: a run's folder, or a published `.npz`, a path or a URL.
-    step: of which checkpoint of a run; None for the newest.
-    what: "params", the parameters, with an optimiser that begins anew at step 0; or "full", the
-      whole state of a run, optimiser and step: the run goes on from there, perhaps with another
-      schedule, on data of the same classes.
-    head: "zero", "random" (by the run's seed), "probe" (a linear probe on the training examples,
-      see `evaluators.heads`) or "keep" (the data must have the source's classes). None stands
-      for "zero"; with "full" it can only be kept.
-    resample: how position embeddings are brought to another image size, "bilinear" or "bicubic".
-
-  Raises:
-    ConfigError: a value that isn't one of these.
-  """
-  source: str
-  step: int | None = None
-  what: str = "params"
-  head: str | None = None
-  resample: str = "bilinear"
-
-  def __post_init__(self):
-    if not isinstance(self.source, str) or not self.source:
-      raise configuring.ConfigError(
-          f"config key 'init.source' is {self.source!r}: expected a run's folder or the path or "
-          "URL of a published .npz")
-    if self.step is not None and (
-        not isinstance(self.step, int) or isinstance(self.step, bool) or self.step < 0):
-      raise configuring.ConfigError(f"config key 'init.step' is {self.step!r}: expected the step "
-                                    "of a checkpoint, or None for the newest")
-    for key, known in (("what", WHAT), ("head", (*HEADS, None)), ("resample", RESAMPLES)):
-      if getattr(self, key) not in known:
-        raise configuring.ConfigError(
-            f"config key 'init.{key}' is {getattr(self, key)!r}: expected one of "
-            f"{', '.join(map(repr, known))}")
-    if self.what == "full" and self.head not in (None, "keep"):
-      raise configuring.ConfigError(
-          f"config key 'init.head' is {self.head!r}: with init.what='full' a run goes on with the "
-          "head it has; leave it out, or take init.what='params'")
-    object.__setattr__(self, "head", self.head or ("keep" if self.what == "full" else "zero"))
-
-
-def section(config: Mapping) -> Init | None:
-  """The section `init` of a config, read; None where there is none."""
-  given = config.get("init")
-  if given is not None and not isinstance(given, Mapping):
-    raise configuring.ConfigError(f"config section 'init' is {given!r}: expected a mapping with "
-                                  "its source, such as {'source': 'runs/first'}")
-  return None if given is None else configuring.build(Init, given, "init")
 
 
 def completed(config: Mapping, own: Mapping | None = None) -> dict[str, Any]:
@@ -90,45 +35,73 @@ def completed(config: Mapping, own: Mapping | None = None) -> dict[str, Any]:
   Raises:
     ValueError: the source isn't there, or nothing says what its model is.
   """
-  init = section(config)
+  init = settings_lib.initial(config)
   if "model" in config or init is None:
     return dict(config)
   if own is not None and "model" in own:
     return {**config, "model": own["model"]}
-  return {**config, "model": origin_lib.model(init.source)}
+  model = origin_lib.model(init.source)
+  if init.head != "keep":
+    # A hidden layer below the logits is part of the head that is replaced (2010.11929, 3.2).
+    model = {key: value for key, value in model.items() if key != "representation_size"}
+  return {**config, "model": model}
 
 
-def setting(init: Init | None, names: Sequence[str], frozen: frozenset[str]) -> str:
-  """The setting of a run, for run.json and rows: "upstream", "finetune" or "linear".
+def read_settings(config: Mapping) -> settings_lib.Settings:
+  """Reads a config as it is recorded, so that equal runs are made of equal programs."""
+  config = completed(settings_lib.recorded(config))
+  return configuring.build(settings_lib.Settings, config, "")
 
-  Args:
-    init: its section.
-    names: of all parameters.
-    frozen: of those that aren't trained.
+
+def named(config: Mapping) -> dict[str, Any]:
+  """The config with something in the place of a model that it doesn't name.
+
+  That is the model of the run it starts from or, for a file or where there is no run any more, the
+  source: no parameters are read, and nothing has to be there.
+  """
+  init = settings_lib.initial(config)
+  if "model" in config or init is None:
+    return dict(config)
+  if not origin_lib.is_file(init.source):
+    with contextlib.suppress(ValueError):
+      return completed(config)
+  return {**config, "model": {"name": init.source}}
+
+
+def setting(init: settings_lib.Init | None, optimiser: optim.Optimiser) -> str:
+  """The setting of a run, for run.json and rows.
+
+  Returns:
+    "upstream" for a run that starts from chance, or goes on with the head it has; else "finetune",
+    or "linear" if the head alone is trained.
   """
   if init is None or init.head == "keep":
     return "upstream"
-  trained = [name for name in names if name not in frozen]
-  return "linear" if all(name.startswith("head/") for name in trained) else "finetune"
+  return "linear" if optimiser.head_alone else "finetune"
 
 
-def prepare(init: Init, program, opened: Sequence) -> "Initial":
+def prepare(settings: settings_lib.Settings, program, opened: Sequence, total_steps: int
+            ) -> "Initial":
   """What runs start from; read at once if they have no checkpoint, so that errors come early.
 
   Args:
-    init: the section of their configs.
+    settings: of one of them, with a section `init`.
     program: their `program.Program`.
     opened: their `records.Record`s.
+    total_steps: their length.
+
+  Raises:
+    ValueError: it isn't there or doesn't fit, see `Initial`.
   """
   def look():
-    if any(map(members_lib.has_checkpoints, opened)):
-      return None
-    begun = [record for record in opened if members_lib.begun_with(record)]
-    return [records.read_run(record.folder).get("pretrained") for record in begun][:1]
+    begun = [record.folder for record in opened if members_lib.begun_with(record)]
+    before = [records.read_run(folder).get("pretrained") for folder in begun]
+    return any(map(members_lib.has_checkpoints, opened)), before[0] if before else None
 
-  before = hosts.on_main(look)
-  initial = Initial(init, program, before[0] if before else None)
-  if before is not None:
+  has_own, before = hosts.on_main(look)
+  initial = Initial(settings.init, program, before, total_steps,
+                    settings.model.get("head_bias", 0.0))
+  if not has_own:
     initial.check()
   return initial
 
@@ -136,26 +109,29 @@ def prepare(init: Init, program, opened: Sequence) -> "Initial":
 class Initial:
   """What the members of a group start from, read when it is first asked for.
 
-  Attributes:
+  Args:
     init: the section of their configs.
+    program: their `program.Program`.
+    before: `pretrained` of the run.json of runs that were begun: should they begin anew, then from
+      the same or not at all.
+    total_steps: their length.
+    head_bias: where the bias of a new head starts.
+
+  Attributes:
+    init: the section.
   """
 
-  def __init__(self, init: Init, program, before: Mapping | None = None):
-    """Args:
-      init: the section.
-      program: their `program.Program`.
-      before: `pretrained` of the run.json of a run that was begun and has no checkpoint yet: it
-        begins anew from the same parameters or not at all.
-    """
+  def __init__(self, init, program, before, total_steps, head_bias):
     self.init, self._program, self._before = init, program, before
+    self._total_steps, self._head_bias = total_steps, head_bias
 
   @functools.cached_property
   def origin(self) -> origin_lib.Origin:
     """Parameters, or a state, and where they are from; the same in all processes.
 
     Raises:
-      ValueError: they aren't there, are damaged, hold values that aren't finite, are not of this
-        model, or not those that the run began with.
+      ValueError: they aren't there, are damaged, hold values that aren't finite, or are not those
+        that the run began with; a state of another model or optimiser, or beyond the run's end.
     """
     init, before = self.init, self._before
     step = before["step"] if init.step is None and before else init.step
@@ -180,26 +156,42 @@ class Initial:
         "what": init.what, "head": init.head, "name": origin_lib.name(origin, init.source),
         "run": {key: origin.run[key] for key in _OF_SOURCE if key in origin.run}}}
 
+  def __str__(self):
+    init = self.init
+    return f"{init.what} of {self.origin.where}, the head: {init.head}"
+
   def check(self) -> None:
-    """Reads it, and raises ValueError where it doesn't fit: see `origin` and `adapting.adapt`."""
+    """Raises ValueError where it can't be read or doesn't fit, see `origin` and `adapting`."""
+    origin = self.origin
     if self.init.what == "params":
       self._adapted(0)
+    elif origin.step >= self._total_steps:
+      raise ValueError(f"init.what is 'full', and {origin.where} is at or beyond the end, "
+                       f"total_steps = {self._total_steps}: make the run longer, take an earlier "
+                       "init.step, or init.what='params', which begins at step 0")
 
-  def state(self, seed: int, head: Callable | None = None):
-    """The state that a run starts from, on its devices.
+  def states(self, seeds: Sequence[int], head: Callable) -> list:
+    """The state that each run starts from, on its devices; what was read is let go of.
 
     Args:
-      seed: of a random head.
-      head: `head(params) -> (kernel (D, C), bias (C,))` for "probe": makes the head, of the
-        placed parameters.
+      seeds: of the runs.
+      head: `head(params, seed) -> (kernel (D, C), bias (C,))`: makes the head for "probe", of
+        placed parameters; main's counts.
     """
+    self.check()
+    found = [self._state(seed, head) for seed in seeds]
+    del self.__dict__["origin"]
+    return found
+
+  def _state(self, seed, head):
     if self.init.what == "full":
       return self.origin.state
-    params = origin_lib.placed(self._adapted(seed), self._program.like.params)
+    like = self._program.like.params
+    params = origin_lib.placed(self._adapted(seed), like)
     if self.init.head == "probe":
-      kernel, bias = head(params)
-      own = origin_lib.placed({"kernel": kernel, "bias": bias}, self._program.like.params["head"])
-      params = {**params, "head": own}
+      kernel, bias = hosts.of_main(head(params, seed))
+      params = {**params, "head": origin_lib.placed({"kernel": kernel, "bias": bias},
+                                                    like["head"])}
     return self._program.start(params)
 
   def _read(self, step, like):
@@ -211,7 +203,7 @@ class Initial:
       found = origin_lib.of(init.source, step, like)
     except checkpoint.CheckpointError as e:
       if init.step is None and before:
-        raise ValueError(f"this run began with step {step} of '{init.source}', which isn't there "
+        raise ValueError(f"this run began with step {step} of '{init.source}', which can't be had "
                          f"any more: {e}. Use another --workdir to begin with another") from e
       raise
     now = [found.identity, found.step]
@@ -223,6 +215,15 @@ class Initial:
 
   def _adapted(self, seed):
     """The parameters as the model at hand takes them, NumPy arrays."""
-    like = self._program.like.params
-    head = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like["head"])
-    return {**self.origin.params, "head": head}
+    init, origin, like = self.init, self.origin, self._program.like.params
+    classes = like["head"]["kernel"].shape[-1]
+    if init.head == "keep" and origin.classes != classes:
+      raise ValueError(
+          f"init.head is 'keep', but {origin.where} has {origin.classes} classes and the data "
+          f"{classes}: take 'zero', 'random' or 'probe' for a new head")
+    try:
+      return adapting.adapt(
+          origin.params, like, head="zero" if init.head == "probe" else init.head,
+          resample=init.resample, seed=seed, head_bias=self._head_bias)
+    except ValueError as e:
+      raise ValueError(f"init.source, {origin.where}: {e}") from e

@@ -17,8 +17,9 @@ from big_transfer.training import schedules
 from big_transfer.training import settings as settings_lib
 
 # Patterns of the keys of a config that the step takes as arrays.
-ARRAY_VALUED = ("name", "seed", "label_smoothing", "augment.mixup", "optim.lr", "optim.schedule*",
-                "optim.rules[[]*[]][[]1[]]*")
+ARRAY_VALUED = ("name", "seed", "label_smoothing", "augment.mixup", "optim.lr",
+                "optim.layer_decay", "optim.schedule*",
+                *(f"optim.rules[[]*[]][[]1[]]{value}" for value in ("", ".lr", ".wd")))
 
 
 class NonFiniteError(ArithmeticError):
@@ -70,7 +71,9 @@ class Member:
     if "population" in self._before:  # else one that goes on alone would be said to be of one
       facts = {"population": None, **facts}
     record.update_run(
-        id=configuring.identity("run", asked["config"], configuring.HOUSEKEEPING),
+        id=configuring.identity("run", settings_lib.identified(
+            asked["config"], facts.get("pretrained") or self._before.get("pretrained")),
+                                configuring.HOUSEKEEPING),
         name=self.settings.name or asked.get("name", ""),
         config_name=asked.get("config_name", ""), overrides=asked.get("overrides") or {},
         status="running", error=None, signal=None, seed=self.settings.seed, **facts)

@@ -61,7 +61,7 @@ def batch_shapes(batch_size: int, image_size: int, members: int | None = None) -
           "slot": jax.ShapeDtypeStruct((*front, batch_size), jnp.int32)}
 
 
-def hparam_shapes(rules: int, members: int | None = None) -> dict:
+def hparam_shapes(rules: int, members: int | None = None, layer_decay: bool = False) -> dict:
   """The arrays that a step takes beside state and batch, as shapes."""
   front = () if members is None else (members,)
 
@@ -69,7 +69,8 @@ def hparam_shapes(rules: int, members: int | None = None) -> dict:
     return jax.ShapeDtypeStruct((*front, *shape), dtype)
 
   return {"seed": of(dtype=jnp.uint32), "label_smoothing": of(), "mixup": of(),
-          "optim": {"lr": of(), "rule_lr": of(rules), "rule_wd": of(rules)}}
+          "optim": {"lr": of(), "rule_lr": of(rules), "rule_wd": of(rules),
+                    **({"layer_decay": of()} if layer_decay else {})}}
 
 
 def of_step(step, state, shardings, batch, hparams, sizes, *, members=None, cpu=False) -> Memory:

@@ -14,7 +14,18 @@ the parameters' size. So the state of a large matrix takes 2 bytes an element in
 
 All directions are of gradients clipped by their global norm. Decay is decoupled and follows the
 schedule, and a rule's rate multiplier doesn't touch its decay, so a head can be given a smaller
-rate at the same decay, or more decay at the same rate.
+rate at the same decay, or more decay at the same rate. A rule may be `frozen` instead: its
+parameters have no gradient, no moments and no decay, and the clipped norm is that of the others.
+
+With `layer_decay` γ the whole step of a parameter, its decay too, is the smaller the further its
+layer is from the head (Clark et al. 2020, 2003.10555, and BEiT, Bao et al. 2021, 2106.08254):
+
+    θ ← θ − γ^d · s(t) · η · (m_r · u + λ_r · θ)
+
+d counts layers from the top: 0 for the head and what stands between it and the last block, 1 for
+the last block, L for the first of L blocks and L + 1 for the stem (`models.parts`; of a ResNet a
+block is a residual unit). Decay goes with the step because slow layers would be decayed more than
+they learn otherwise; those of ELECTRA and BEiT do as well.
 
 The same decay elsewhere: optax.adamw and torch.optim.AdamW have `weight_decay = λ_r` at m_r = 1;
 big_vision and Zhai et al. 2021 write the product, `wd = η · λ_r` (their 0.03 · lr is λ = 0.03);
@@ -28,6 +39,7 @@ import numpy as np
 import optax
 
 from big_transfer import trees
+from big_transfer.models import parts as parts_lib
 
 
 class Optimiser(NamedTuple):
@@ -36,23 +48,28 @@ class Optimiser(NamedTuple):
   Attributes:
     tx: optax transformation; its `update` takes the keyword `hparams` with `lr` (the rate now,
       a scalar) and `rule_lr`, `rule_wd`, each `(rules,)`.
-    hparams: `{"lr": (), "rule_lr": (rules,), "rule_wd": (rules,)}`, float32; lr at its peak.
-    table: one line a rule, for the log.
+    hparams: `{"lr": (), "rule_lr": (rules,), "rule_wd": (rules,)}`, float32; lr at its peak. With
+      `layer_decay` that too, `()`.
+    table: one line a rule, for the log, and one for the layers' rates.
+    frozen: names of the parameters that aren't trained; `tx` is for the others alone.
+    head_alone: whether all that are trained are of the head.
   """
   tx: optax.GradientTransformationExtraArgs
   hparams: dict
   table: str
+  frozen: frozenset
+  head_alone: bool
 
 
 def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-8,
           momentum=0.9, nesterov=False, mu_dtype=None, decay_rate=0.8, beta2_cap=0.999,
-          min_dim_size_to_factor=32, clip_update=None):
+          min_dim_size_to_factor=32, clip_update=None, layer_decay=None):
   """Builds the optimiser of the equation above.
 
   Args:
     names: names of all parameters.
     rules: ordered `(regex, {"lr": multiplier, "wd": decay})`; the first that matches the whole
-      name wins.
+      name wins. With `frozen=True` what it claims isn't trained, whatever else it says.
     lr: peak rate η.
     name: "adamw", "sgd" or "adafactor".
     clip: largest global norm of the gradients; None for no clipping.
@@ -65,10 +82,11 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
     min_dim_size_to_factor: adafactor keeps v whole where the second largest dimension is smaller.
     clip_update: adafactor's largest root mean square of a tensor's `g / √v̂`, 1.0 in its paper;
       None, the default, for no clipping beside `clip`.
+    layer_decay: γ, above 0 and at most 1; None, the default, is 1 and isn't even compiled.
 
   Raises:
     ValueError: an unknown optimiser or dtype, a number out of its range, an unknown key in a rule,
-      a rule that claims nothing, or a parameter that no rule claims.
+      a rule that claims nothing, a parameter that no rule claims, or none that is trained.
   """
   if name not in ("adamw", "sgd", "adafactor"):
     raise ValueError(f"optimiser {name!r} is unknown: expected 'adamw', 'sgd' or 'adafactor'")
@@ -76,10 +94,14 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
     raise ValueError(f"optim: mu_dtype is {mu_dtype!r}: expected 'float32', 'bfloat16' or None")
   rules = tuple((pattern, dict(settings)) for pattern, settings in rules)
   for pattern, settings in rules:
-    if unknown := set(settings) - {"lr", "wd"}:
-      raise ValueError(f"rule {pattern!r} sets {sorted(unknown)}: expected 'lr' or 'wd'")
+    if unknown := set(settings) - {"lr", "wd", "frozen"}:
+      raise ValueError(f"rule {pattern!r} sets {sorted(unknown)}: expected 'lr' or 'wd', or "
+                       "'frozen'")
+    if not isinstance(settings.get("frozen", False), bool):
+      raise ValueError(f"optim: frozen of rule {pattern!r} is {settings['frozen']!r}: expected "
+                       "True or False")
   rates = [("lr", lr)] + [(f"{key} of rule {pattern!r}", value) for pattern, settings in rules
-                          for key, value in settings.items()]
+                          for key, value in settings.items() if key != "frozen"]
   for key, value in rates:
     if not (_is_number(value) and 0 <= value < float("inf")):
       raise ValueError(f"optim: {key} is {value!r}: expected a number, at least 0")
@@ -89,7 +111,15 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
   for key, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
     if not (key == "momentum" and value is None or _is_number(value) and 0 <= value < 1):
       raise ValueError(f"optim: {key} is {value!r}: expected a number, at least 0 and below 1")
+  if layer_decay is not None and not (_is_number(layer_decay) and 0 < layer_decay <= 1):
+    raise ValueError(f"optim: layer_decay is {layer_decay!r}: expected a number above 0 and at most "
+                     "1, or None")
   claimed = trees.first_match([pattern for pattern, _ in rules], names)
+  frozen = frozenset(name for name, rule in claimed.items() if rules[rule][1].get("frozen"))
+  if len(frozen) == len(claimed):
+    raise ValueError("optim: every parameter is frozen: expected a rule without frozen=True that "
+                     "claims some, such as 'head/.*'")
+  distances = None if layer_decay is None else from_top(names)
   direction = {
       "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
       "sgd": lambda: optax.trace(decay=momentum or 0.0, nesterov=nesterov),
@@ -101,8 +131,22 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
       "lr": np.float32(lr),
       "rule_lr": np.array([r.get("lr", 1.0) for _, r in rules], np.float32),
       "rule_wd": np.array([r.get("wd", 0.0) for _, r in rules], np.float32)}
-  return Optimiser(tx=optax.chain(clipping, direction, _apply_rules(claimed)), hparams=hparams,
-                   table=_table(rules, claimed, lr))
+  if layer_decay is not None:
+    hparams["layer_decay"] = np.float32(layer_decay)
+  return Optimiser(
+      tx=optax.chain(clipping, direction, _apply_rules(claimed, distances)), hparams=hparams,
+      table=_table(rules, claimed, lr) + _layers_line(distances, layer_decay), frozen=frozen,
+      head_alone=all(name.startswith("head/") for name in claimed if name not in frozen))
+
+
+def from_top(names):
+  """How many layers a parameter's is below the top, `{name: d}`; see the module."""
+  layers = {name: part.layer for name, part in parts_lib.parts(names).items()}
+  blocks = sorted({layer for layer in layers.values() if layer.startswith("block_")},
+                  key=parts_lib.depth)
+  order = ["stem", *blocks]
+  return {name: len(order) - order.index(layer) if layer in order else 0
+          for name, layer in layers.items()}
 
 
 def _is_number(value):
@@ -124,16 +168,17 @@ def _adafactor(momentum, mu_dtype, decay_rate, beta2_cap, min_dim_size_to_factor
       optax.ema(momentum, debias=False, accumulator_dtype=mu_dtype))
 
 
-def _apply_rules(claimed):
-  """The last link of the chain: the equation of this module, from direction to update."""
+def _apply_rules(claimed, distances):
+  """The last link of the chain: the equations of this module, from direction to update."""
 
   def update(directions, state, params, *, hparams):
-    def leaf(u, p, rule):
-      m, wd = hparams["rule_lr"][rule], hparams["rule_wd"][rule]
-      return -hparams["lr"] * (m * u + wd * p)
+    def leaf(u, p, name):
+      m, wd = hparams["rule_lr"][claimed[name]], hparams["rule_wd"][claimed[name]]
+      step = -hparams["lr"] * (m * u + wd * p)
+      return step if distances is None else hparams["layer_decay"] ** distances[name] * step
 
-    rules = trees.map_named(lambda name, _: claimed[name], params)
-    return jax.tree.map(leaf, directions, params, rules), state
+    names = trees.map_named(lambda name, _: name, params)
+    return jax.tree.map(leaf, directions, params, names), state
 
   return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -142,9 +187,22 @@ def _table(rules, claimed, lr):
   counts = np.bincount(list(claimed.values()), minlength=len(rules))
   lines = ["rule                             tensors    rate  decay λ  big_vision's wd = η·λ"]
   for (pattern, r), count in zip(rules, counts):
+    if r.get("frozen"):
+      lines.append(f"{pattern:<32} {count:>7}  frozen")
+      continue
     rate, wd = lr * r.get("lr", 1.0), r.get("wd", 0.0)
     lines.append(f"{pattern:<32} {count:>7}  {rate:6.2g}  {wd:7.3g}  {lr * wd:.3g}")
   return "\n".join(lines)
+
+
+def _layers_line(distances, layer_decay):
+  """What of these rates a layer's is, for the log."""
+  if distances is None:
+    return ""
+  top = max(distances.values())
+  shares = [f"{name} {layer_decay ** d:.3g}" for name, d in (
+      ("stem", top), ("first block", top - 1), ("last block", 1), ("head", 0))]
+  return f"\nof rate and decay, by layer ({layer_decay:g} a layer): {', '.join(shares)}"
 
 
 def global_norm(tree):

@@ -1,5 +1,4 @@
 """Parameters that were trained before: a run's checkpoint, or a published file."""
-import hashlib
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -73,7 +72,7 @@ def placed(params: dict, like: dict) -> dict:
 
 def is_file(source: str | os.PathLike) -> bool:
   """Whether a source names a published file rather than a run's folder."""
-  return str(source).endswith(".npz") or pathlib.Path(source).expanduser().is_file()
+  return str(source).endswith(".npz") or os.path.isfile(_path(source))
 
 
 def of(source: str | os.PathLike, step: int | None = None, like: Any = None) -> Origin:
@@ -106,15 +105,12 @@ def of_run(folder: str | os.PathLike, step: int | None = None, like: Any = None)
 
 
 def of_file(path: str | os.PathLike) -> Origin:
-  """The parameters of an `.npz`, see `models.published`; raises ValueError as that does."""
-  path = pathlib.Path(path).expanduser()
-  params = published.load(path)
+  """The parameters of an `.npz`, a path or a URL; raises ValueError as `published.read` does."""
+  params, identity = published.read(_path(path))
   names = list(trees.flatten(params))
   if "head/kernel" not in names:
     raise ValueError(f"'{path}' has no parameter head/kernel, the last layer of all our models; it "
                      f"has {', '.join(names[:4])}{', …' if len(names) > 4 else ''}")
-  with open(path, "rb") as file:
-    identity = hashlib.file_digest(file, "sha256").hexdigest()
   return Origin(params, identity, 0, None, {}, f"'{path}'")
 
 
@@ -126,12 +122,18 @@ def model(source: str | os.PathLike) -> dict[str, Any]:
   """
   if not is_file(source):
     return records.read_config(_run_folder(source))["model"]
-  raise NotImplementedError
+  described = published.describe(of_file(source).params)
+  return {key: value for key, value in described.items() if key not in _OF_DATA}
 
 
 def name(origin: Origin, source: str) -> str:
   """What people call it: the run's name, or that of its folder or file."""
   return origin.run.get("name") or pathlib.PurePath(source).stem
+
+
+def _path(path):
+  """A path as it is opened; a URL as it is."""
+  return path if "://" in str(path) else pathlib.Path(path).expanduser()
 
 
 def _run_folder(folder):
@@ -160,3 +162,6 @@ def check_run(folder: pathlib.Path) -> None:
   raise ValueError(f"no run in '{folder}': " + (
       f"it lacks {lacking[0]}, which a training leaves{hint}" if folder.is_dir() else
       "there is no such folder; expected one that a training left"))
+
+
+_OF_DATA = ("num_classes", "image_size")  # what a config says apart from its model

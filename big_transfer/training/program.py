@@ -20,8 +20,10 @@ from big_transfer import trees
 from big_transfer.data import transforms
 from big_transfer.models import parts as parts_lib
 from big_transfer.models import shapes
+from big_transfer.runs import configuring
 from big_transfer.training import objectives
 from big_transfer.training import optim
+from big_transfer.training import settings as settings_lib
 from big_transfer.training import sharding as sharding_lib
 from big_transfer.training import step as step_lib
 
@@ -113,16 +115,40 @@ def _network(text):
       flops=shapes.flops_per_example(module, image_shape))
 
 
+def arguments(settings):
+  """The arguments of `build` that settings say, all but `classes` and `members`.
+
+  Raises:
+    ConfigError: an unknown key in one of the sections.
+  """
+  optimiser = {k: v for k, v in settings.optim.items() if k != "schedule"}
+  configuring.check(optim.build, optimiser, "optim", given=("names",))
+  settings_lib.check_model(settings)
+  optimiser = {k: 1.0 if k == "layer_decay" else v for k, v in optimiser.items()
+               if k not in ("lr", "rules") and (k, v) != ("layer_decay", None)}
+  rules = settings.optim["rules"]
+  augment = configuring.build(settings_lib.Augment, settings.augment, "augment")
+  return dict(
+      model=settings.model, image_size=settings.image_size, optimiser=optimiser,
+      patterns=[pattern for pattern, _ in rules],
+      frozen=[i for i, (_, rule) in enumerate(rules) if rule.get("frozen")], loss=settings.loss,
+      augment=dict(crop_padding=augment.crop_padding, flip=augment.flip),
+      mixup=augment.mixup is not None, accumulate=settings.accumulate,
+      mesh=settings.mesh, sharding=settings.sharding)
+
+
 def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mixup, accumulate,
-          mesh, sharding=(), members=None):
+          mesh, sharding=(), members=None, frozen=()):
   """Builds a program, or returns the one built before from equal settings.
 
   Args:
     model: arguments of `models.build`.
     classes: outputs of the head.
     image_size: side of the images, in pixels.
-    optimiser: arguments of `optim.build` other than `names`, `rules` and `lr`.
+    optimiser: arguments of `optim.build` other than `names`, `rules` and `lr`; whether there is a
+      `layer_decay` counts, its value doesn't.
     patterns: the regexes of the optimiser's rules; their values are not part of the program.
+    frozen: of which rules the parameters aren't trained, indices into `patterns`.
     loss: a key of `objectives.LOSSES`.
     augment: arguments of `transforms.augment`.
     mixup: whether the step mixes examples, by `hparams["mixup"]`.
@@ -134,7 +160,7 @@ def build(*, model, classes, image_size, optimiser, patterns, loss, augment, mix
   return _build(json.dumps(dict(
       model=model, classes=classes, image_size=image_size, optimiser=optimiser, patterns=patterns,
       loss=loss, augment=augment, mixup=mixup, accumulate=accumulate, mesh=mesh,
-      sharding=sharding, members=members)))
+      sharding=sharding, members=members, frozen=frozen)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -203,8 +229,10 @@ def pure(mesh, *, model, classes, image_size, **settings):
 
 def _pure(net, settings, mesh):
   names = list(trees.flatten(net.shapes))
-  tx = optim.build(names, [(pattern, {}) for pattern in settings["patterns"]], lr=0.0,
-                   **settings["optimiser"]).tx
+  rules = [(pattern, {"frozen": i in settings.get("frozen", ())})
+           for i, pattern in enumerate(settings["patterns"])]
+  optimiser = optim.build(names, rules, lr=0.0, **settings["optimiser"])
+  tx, frozen = optimiser.tx, optimiser.frozen
 
   def prepare(keys_B, batch, hparams):
     images = transforms.augment(keys_B, batch["image"], **settings["augment"])
@@ -215,16 +243,16 @@ def _pure(net, settings, mesh):
 
 
   def start(params):
-    return step_lib.start(params, tx)
+    return step_lib.start(params, tx, frozen)
 
   abstract = jax.eval_shape(start, net.shapes)
   specs = sharding_lib.state_partition(abstract, settings["sharding"], mesh.shape)
   sharding_lib.check_tensor(specs, mesh.shape)
   of_run = sharding_lib.of_tree(mesh, specs)
-  init = step_lib.make_init(net.module, net.image_shape, tx)
+  init = step_lib.make_init(net.module, net.image_shape, tx, frozen)
   step = step_lib.make_train_step(
       _with_sharding(net.apply, of_run.params), objectives.classification(settings["loss"]), tx,
-      prepare, settings["accumulate"])
+      prepare, settings["accumulate"], frozen)
   return Pure(net, init, start, step, abstract, of_run)
 
 

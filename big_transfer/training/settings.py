@@ -16,6 +16,54 @@ _ABSENT = {"total_steps": [None], "total_epochs": [None], "name": [""], "shardin
            "sinks": [None, []], "profile": [None], "model": [None], "init": [None]}
 _BLOCKS_AS_THEY_ARE = (("scan", False), ("remat", "none"))  # keys of `model`
 _PART = ("fraction", "fraction_seed")  # keys of `upstream` that a task doesn't have
+WHAT = ("params", "full")
+HEADS = ("zero", "random", "probe", "keep")
+RESAMPLES = ("bilinear", "bicubic")
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """The section `init` of a config.
+
+  Attributes:
+    source: a run's folder, or a published `.npz`, a path or a URL.
+    step: of which checkpoint of a run; None for the newest.
+    what: "params", the parameters, with an optimiser that begins anew at step 0; or "full", the
+      whole state of a run, optimiser and step: the run goes on from there, perhaps with another
+      schedule, on data of the same classes.
+    head: "zero", "random" (by the run's seed), "probe" (a linear probe on the training examples,
+      see `evaluators.heads`) or "keep" (the data must have the source's classes). None stands
+      for "zero"; with "full" it can only be kept.
+    resample: how position embeddings are brought to another image size, "bilinear" or "bicubic".
+
+  Raises:
+    ConfigError: a value that isn't one of these.
+  """
+  source: str
+  step: int | None = None
+  what: str = "params"
+  head: str | None = None
+  resample: str = "bilinear"
+
+  def __post_init__(self):
+    if not isinstance(self.source, str) or not self.source:
+      raise configuring.ConfigError(
+          f"config key 'init.source' is {self.source!r}: expected a run's folder or the path or "
+          "URL of a published .npz")
+    if self.step is not None and (
+        not isinstance(self.step, int) or isinstance(self.step, bool) or self.step < 0):
+      raise configuring.ConfigError(f"config key 'init.step' is {self.step!r}: expected the step "
+                                    "of a checkpoint, or None for the newest")
+    for key, known in (("what", WHAT), ("head", (*HEADS, None)), ("resample", RESAMPLES)):
+      if getattr(self, key) not in known:
+        raise configuring.ConfigError(
+            f"config key 'init.{key}' is {getattr(self, key)!r}: expected one of "
+            f"{', '.join(map(repr, known))}")
+    if self.what == "full" and self.head not in (None, "keep"):
+      raise configuring.ConfigError(
+          f"config key 'init.head' is {self.head!r}: with init.what='full' a run goes on with the "
+          "head it has; leave it out, or take init.what='params'")
+    object.__setattr__(self, "head", self.head or ("keep" if self.what == "full" else "zero"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +79,9 @@ class Settings:
       (1.0), the share of each class's training examples to train on, and `fraction_seed` (0),
       which decides on which: the subsets of one seed are nested, see `data.subset`. What is held
       out stays whole. A name alone will do.
-    optim: `lr` (the peak), `rules` (ordered `(regex, {"lr", "wd"})`), `schedule` (arguments of
-      `schedules.unit_schedule`) and the other arguments of `optim.build`.
+    optim: `lr` (the peak), `rules` (ordered `(regex, {"lr", "wd"})`, or `{"frozen": True}` for
+      what isn't trained), `schedule` (arguments of `schedules.unit_schedule`) and the other arguments of
+      `optim.build`, `layer_decay` among them.
     batch_size: examples a step, over all devices.
     image_size: side of the images, in pixels.
     evals: `{name: {...}}`, see `evaluators`.
@@ -85,11 +134,12 @@ class Settings:
   checkpoint: Mapping = dataclasses.field(default_factory=dict)
   sinks: Sequence[str] | str | None = None
   profile: Sequence | None = None
-  init: Mapping | None = None
+  init: Mapping | Init | None = None
   name: str = ""
 
   def __post_init__(self):
     object.__setattr__(self, "sharding", self.sharding or ())
+    object.__setattr__(self, "init", initial({"init": self.init}))
     sinks = self.sinks or ()
     if not isinstance(sinks, (str, Sequence)):
       raise configuring.ConfigError(f"config key 'sinks' is {sinks!r}: expected names of sinks, see "
@@ -154,6 +204,17 @@ class Saving:
     return step == total_steps or bool(self.every and step and step % self.every == 0)
 
 
+def initial(config: Mapping) -> Init | None:
+  """The section `init` of a config, read; None where there is none."""
+  given = config.get("init")
+  if isinstance(given, Init):
+    return given
+  if given is not None and not isinstance(given, Mapping):
+    raise configuring.ConfigError(f"config section 'init' is {given!r}: expected a mapping with "
+                                  "its source, such as {'source': 'runs/first'}")
+  return None if given is None else configuring.build(Init, given, "init")
+
+
 def recorded(config: Mapping) -> dict[str, Any]:
   """A config, plain, as a run records it and is named by: without keys that stand for nothing.
 
@@ -167,6 +228,11 @@ def recorded(config: Mapping) -> dict[str, Any]:
   if isinstance(config.get("model"), dict):
     config["model"] = {key: value for key, value in config["model"].items()
                        if (key, value) not in _BLOCKS_AS_THEY_ARE}
+  optim = config.get("optim")
+  if isinstance(optim, dict) and isinstance(optim.get("rules"), list):
+    config["optim"] = {**optim, "rules": [_without_false(rule) for rule in optim["rules"]]}
+  if isinstance(config.get("init"), dict):
+    config["init"] = dataclasses.asdict(initial(config))  # with its defaults, see `sweep`
   if isinstance(config.get("mesh"), dict):
     config["mesh"] = {axis: size for axis, size in config["mesh"].items()
                       if axis == "data" or size != 1}
@@ -175,6 +241,22 @@ def recorded(config: Mapping) -> dict[str, Any]:
     subset.check(upstream.get("fraction", 1), upstream.get("fraction_seed", 0))
     config["upstream"] = {key: value for key, value in upstream.items() if key not in _PART}
   return config
+
+
+def _without_false(rule):
+  """A rule of the optimiser without `frozen=False`."""
+  if not (isinstance(rule, list) and len(rule) == 2 and isinstance(rule[1], dict)):
+    return rule
+  return [rule[0], {key: value for key, value in rule[1].items() if (key, value) != (
+      "frozen", False)}]
+
+
+def identified(config: Mapping, pretrained: Mapping | None) -> dict[str, Any]:
+  """The config with which a run is named: what it starts from, in the place of where that lies."""
+  if pretrained is None:
+    return dict(config)
+  here = {"source": pretrained["identity"], "step": pretrained["step"]}
+  return {**config, "init": {**config["init"], **here}}
 
 
 def check(settings: Settings) -> None:
