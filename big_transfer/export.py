@@ -121,7 +121,8 @@ def main(argv=None) -> None:
       description="Writes a run's parameters as a public .npz, or as a folder of transformers.")
   parser.add_argument("--workdir", required=True, metavar="RUN", help="the run's folder")
   parser.add_argument("--out", required=True, metavar="FILE.npz|DIR", help="a path or a URL")
-  parser.add_argument("--layout", default="auto", choices=("auto", *layouts.LAYOUTS, "transformers"),
+  parser.add_argument("--layout", default="auto",
+                      choices=("auto", *layouts.LAYOUTS, "transformers"),
                       help="whose names the arrays have (default: what most others read: vit_jax "
                            "for a ViT or Mixer, bit for a ResNet); transformers is a folder")
   parser.add_argument("--step", type=int, help="of which checkpoint (default: the newest)")

@@ -112,7 +112,7 @@ def _bit_name(name: str) -> str:
 
 
 def our_arrays(params: Mapping[str, np.ndarray], names: Mapping[str, str]
-                   ) -> dict[str, np.ndarray]:
+               ) -> dict[str, np.ndarray]:
   """Parameters in the shapes that ours have.
 
   Args:
@@ -125,7 +125,8 @@ def our_arrays(params: Mapping[str, np.ndarray], names: Mapping[str, str]
       params[name] = value.reshape(-1)
     if name == "head/kernel" and value.ndim == 4 and value.shape[:2] == (1, 1):
       params[name] = value[0, 0]
-  if "cls" in params and POSITIONS in params and "posembed_input" not in " ".join(names):
+  of_vit_jax = any("posembed_input" in name for name in names)
+  if "cls" in params and POSITIONS in params and not of_vit_jax:
     params[POSITIONS] = _with_class_row(params[POSITIONS])
   return params
 

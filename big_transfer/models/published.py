@@ -19,6 +19,7 @@ import re
 from typing import NamedTuple
 import uuid
 import zipfile
+import zlib
 
 from flax import linen as nn
 import fsspec
@@ -109,7 +110,7 @@ def _parameters(data: bytes, path: str | os.PathLike) -> dict:
       names = layouts.our_names(file.files)
       params = {ours: _floats(file, theirs, path) for theirs, ours in names.items()}
       return trees.unflatten(layouts.our_arrays(params, names))
-  except zipfile.BadZipFile as error:
+  except (zipfile.BadZipFile, zlib.error, EOFError) as error:
     raise ValueError(f"'{path}' is damaged ({error}): download it again") from error
   except layouts.LayoutError as error:
     raise ValueError(f"'{path}': {error}") from error
@@ -297,8 +298,7 @@ def _difference(model: nn.Module, params: dict, image_size: int | None, written:
   channels = trees.flatten(params)[_FIRST[layouts.family(trees.flatten(params))]].shape[2]
   side = image_size or 4 * getattr(model, "patch", 16)
   images = np.random.default_rng(0).uniform(-1, 1, (2, side, side, channels)).astype(np.float32)
-  ours, theirs = outputs(model.clone(dtype="float32"), params, images), outputs(
-      other, written, images)
+  ours, theirs = outputs(model, params, images), outputs(other, written, images)
   if ours.keys() != theirs.keys():
     return math.inf
   return max(float(np.abs(ours[k] - theirs[k]).max() / max(np.abs(ours[k]).max(), 1e-30))
@@ -310,8 +310,11 @@ _FIRST = {"vit": "embedding/kernel", "mixer": "stem/kernel",
 
 
 def outputs(model: nn.Module, params: Mapping, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
-  """All that a model gives for images: logits, and each layer's pooled output."""
-  return {name: np.asarray(value) for name, value in _apply(model, params, images_BHWC).items()}
+  """All that a model gives for images, logits and each layer's pooled output, in full float32."""
+  plain = {"dtype": "float32", "attention": "auto"}  # cuDNN's attention has no float32
+  model = model.clone(**{key: value for key, value in plain.items() if hasattr(model, key)})
+  with jax.default_matmul_precision("highest"):
+    return {name: np.asarray(value) for name, value in _apply(model, params, images_BHWC).items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

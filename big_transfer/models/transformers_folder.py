@@ -20,7 +20,9 @@ from flax import linen as nn
 import numpy as np
 
 from big_transfer import trees
+from big_transfer.models import mixer
 from big_transfer.models import published
+from big_transfer.models import resnet
 
 # (ours, theirs) within a block of a ViT and within a unit of a BiT.
 _BLOCK = {"LayerNorm_0": "layernorm_before", "LayerNorm_1": "layernorm_after",
@@ -30,7 +32,8 @@ _BLOCK = {"LayerNorm_0": "layernorm_before", "LayerNorm_1": "layernorm_after",
           "MultiHeadDotProductAttention_0/out": "attention.output.dense"}
 _UNIT = {"gn1": "norm1", "gn2": "norm2", "gn3": "norm3", "conv_proj": "downsample.conv"}
 _OTHERS = {
-    "vit": {"cls": "vit.embeddings.cls_token", "pos_embedding": "vit.embeddings.position_embeddings",
+    "vit": {"cls": "vit.embeddings.cls_token",
+            "pos_embedding": "vit.embeddings.position_embeddings",
             "embedding": "vit.embeddings.patch_embeddings.projection",
             "Transformer/encoder_norm": "vit.layernorm", "head": "classifier"},
     "resnet": {"root_block/conv_root": "bit.embedder.convolution", "norm-pre-head": "bit.norm",
@@ -86,7 +89,7 @@ def config(model: nn.Module, image_size: int) -> dict[str, object]:
   labels = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
   common = {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()},
             "num_channels": 3, "dtype": "float32", "torch_dtype": "float32"}
-  if hasattr(model, "depths"):
+  if isinstance(model, resnet.ResNet):
     features = int(64 * model.width)
     return {"model_type": "bit", "architectures": ["BitForImageClassification"],
             "depths": list(model.depths), "embedding_size": features,
@@ -102,9 +105,9 @@ def config(model: nn.Module, image_size: int) -> dict[str, object]:
 
 def _lacking(model: nn.Module) -> str:
   """Why `transformers` has no such model, or nothing."""
-  if hasattr(model, "tokens_mlp_dim"):
+  if isinstance(model, mixer.Mixer):
     return "it has no Mixer"
-  if hasattr(model, "depths"):
+  if isinstance(model, resnet.ResNet):
     if (model.root_kernel, model.root_stride, model.root_pool) != (7, 2, True):
       return "its BiT has BiT's root alone (root_kernel=7, root_stride=2, root_pool=True)"
     return "" if int(64 * model.width) % 32 == 0 else "its BiT has channels by the 32 alone"
@@ -164,7 +167,7 @@ def _difference(folder: str, params: Mapping, model: nn.Module, image_size: int)
   import torch  # an extra, and slow to import, as is the next
   import transformers
   images = np.random.default_rng(0).uniform(-1, 1, (2, image_size, image_size, 3)).astype("float32")
-  ours = published.outputs(model.clone(dtype="float32"), params, images)["logits"]
+  ours = published.outputs(model, params, images)["logits"]
   theirs = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
   with torch.no_grad():
     theirs = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
