@@ -89,7 +89,7 @@ def _told(lacking, asked):
     [(task, reason)] = lacking
     return f"task {_label(task)} is missing. {reason}\n{_fix([task])}"
   lines = [f"{len(lacking)} of {asked} tasks are missing:"]
-  lines += [f"  {_label(task)}: {reason}" for task, reason in lacking]
+  lines += [f"  {_label(task)}: {reason.split('. ')[0]}" for task, reason in lacking]
   return "\n".join([*lines, _fix([task for task, _ in lacking])])
 
 

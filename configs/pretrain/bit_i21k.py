@@ -7,12 +7,12 @@
 Argument: R50x1 (default), R101x1, R50x3, R101x3, R152x4, …, or `toy` for a laptop. Data and probes
 are those of `vit_i21k.py`, beside this file.
 
-The recipe is that of big_vision's configs/bit_i21k.py, of the same authors: 90 epochs, batches of
-4,096, SGD with momentum 0.9 at 0.03 · batch / 256 = 0.48, warm-up over 5,000 steps, cosine, decoupled
-decay 3e-5 · batch / 256 as a product with the rate, so λ = 0.001, sigmoid losses with the head's bias
-at −10, inception crops and flips. (There only kernels are decayed, here all parameters.) The first
-release of BiT-M lowered its rate in steps instead, a schedule that goes by the name of staircase in
-`training/schedules.py`.
+90 epochs, batches of 4,096, SGD with momentum 0.9 at 0.03 · batch / 256 = 0.48, warm-up over 5,000
+steps, and a tenth of the rate after each of 30, 60 and 80 epochs; decoupled decay 3e-5 · batch /
+256 as a product with the rate, so λ = 0.001, sigmoid losses with the head's bias at −10, inception
+crops and flips. All but the staircase is as in big_vision's configs/bit_i21k.py, of the same
+authors, which has a cosine in its place (--config.optim.schedule.name=cosine) and decays kernels
+alone.
 
 Hardware: an accelerator, or several. Expected: there is no published number for this exact recipe
 with few-shot probes, and nobody has run it here at full size.
@@ -35,5 +35,6 @@ def get_config(variant="R50x1"):
   config.optim = dict(
       name="sgd", momentum=0.9, lr=0.03 / 256 * config.batch_size * (10 if toy else 1), clip=1.0,
       rules=(("head/.*", dict(lr=1.0, wd=1e-3)), (".*", dict(wd=1e-3))),
-      schedule=dict(name="cosine", warmup_steps=50 if toy else 5_000))
+      schedule=dict(name="staircase", drops=(30 / 90, 60 / 90, 80 / 90),
+                    warmup_steps=50 if toy else 5_000))
   return config

@@ -5,7 +5,7 @@
 
 Expect 74 % test accuracy after 6 minutes on 2 CPU cores (73.9 % on an AMD EPYC, 2026-11-22).
 Argument: resnet (default) or vit. Data: `cifar10` and `omniglot_small` as ArrayRecord under
-TFDS_DATA_DIR (`--config.evals.probes.tasks='("digits",)'` where there is no Omniglot).
+TFDS_DATA_DIR (`--config.evals.probes.missing=skip` where there is no Omniglot).
 """
 from ml_collections import ConfigDict
 
@@ -44,7 +44,7 @@ def get_config(model="resnet"):
   config.evals = dict(
       upstream=dict(kind="classification", every=1500),
       probes=dict(kind="fewshot", every=1500, shots=(1, 5, 10), seeds=(0, 1, 2), l2=(1024.0,),
-                  layers=("pre_logits",), tasks=("omniglot_small", "digits")))
+                  layers=("pre_logits",), tasks=("omniglot_small", "digits"), missing="error"))
   config.log_every = 50
   config.checkpoint = dict(every=500, keep=2)
   config.sinks = None  # or "tensorboard", "wandb"

@@ -9,8 +9,8 @@ a laptop. Data and probes are those of `vit_i21k.py`, beside this file.
 
 The optimiser is that of big_vision's configs/mlp_mixer_i1k.py (the paper's, Tolstikhin et al. 2021,
 2105.01601): batches of 4,096, Adam at 1e-3 with decoupled decay λ = 0.1, warm-up over 10,000 steps
-(or half of the run), linear to 1e-5 of the peak, mixup at 0.5. Its RandAugment and stochastic depth,
-of 300 epochs on ImageNet-1k, aren't here.
+(or half of the run), linear to 1e-5 of the peak, mixup at 0.5. Its RandAugment and stochastic
+depth, of 300 epochs on ImageNet-1k, aren't here.
 
 Hardware: an accelerator, or several. Expected: there is no published number for this exact recipe;
 big_vision's, on ImageNet-1k from scratch, B/16: 76.3 % in 2 h 11 min on TPU v3-128 (that file's

@@ -10,10 +10,10 @@ default; the body's is 0.03. A decay like the body's, `B/16,0.03`, is what to co
 
 Optimiser, schedule and losses are those of `vit_g.py`, beside this file: Adafactor at 8e-4, sigmoid
 losses, the head's bias at −10, an inverse square root after 10,000 steps of warm-up and 50,000 of
-cool-down, as big_vision's configs/proj/scaling_laws/train_vit_g.py has them. (It writes the products
-with the rate, 3.0 · lr and 0.03 · lr; what λ is says `training/optim.py`.) That is for 1,000,000
-steps of 16,384 images of JFT-3B; here for 200,000 steps of 4,096. Data and probes are those of
-`vit_i21k.py`.
+cool-down, as big_vision's configs/proj/scaling_laws/train_vit_g.py has them. (It writes the
+products with the rate, 3.0 · lr and 0.03 · lr; what λ is says `training/optim.py`.) That is for
+1,000,000 steps of 16,384 images of JFT-3B; here for 200,000 steps of 4,096. Data and probes are
+those of `vit_i21k.py`.
 
 Hardware: an accelerator, or several. Expected: there is no published number for this exact recipe,
 and nobody has run it here at full size.

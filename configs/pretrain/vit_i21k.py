@@ -3,7 +3,8 @@
     python -m big_transfer.train --config configs/pretrain/vit_i21k.py:S/16,7 \\
         --workdir runs/vit-s-7 --config.upstream.source=imagenet21k:/path/to/classes \\
         --config.upstream.options.release=winter21
-    python -m big_transfer.plan --config configs/pretrain/vit_i21k.py:S/16,7 …
+    python -m big_transfer.plan --config configs/pretrain/vit_i21k.py:S/16,7 --devices 8 \\
+        --memory 32GiB --classes 21841 --examples 14000000
 
 Argument: Ti/16, S/16, B/16 (default), L/16 or another variant of `models/shapes.py`, and after a
 comma the epochs: 7 (default), 14 or 21. `toy` in the place of a variant is 0.1 M parameters on
@@ -11,7 +12,8 @@ fractals, for a laptop. The folder holds a tar or a folder of images for each cl
 (`data/class_tars.py`), whose last hundredth by hash is held out. Other data with many labels, as
 JFT is (Abnar et al. 2021 varied 7, 14 and 21 epochs on it, sec. 2.3):
 
-    … --config.upstream.name=mine --config.upstream.source=folder:/path '--config.upstream.options={}'
+    … --config.upstream.name=mine --config.upstream.source=folder:/path \\
+      '--config.upstream.options={}'
 
 The share of it with --config.upstream.fraction=0.02 and so on. Probes are of the paper's eight
 tasks of its main part; where some aren't prepared it stops and says how to get them, or
@@ -19,9 +21,9 @@ tasks of its main part; where some aren't prepared it stops and says how to get 
 
 The recipe is that of big_vision's configs/vit_i21k.py, shortened: batches of 4,096, Adam at 1e-3
 with decoupled decay λ = 0.1, warm-up over 10,000 steps (or half of the run), cosine, sigmoid losses
-with the head's bias at −10, inception crops and flips. It trains for 300 epochs and adds RandAugment
-and mixup, for S/16 and up, against the overfitting of so many. The recipe of Abnar et al. themselves
-isn't printed in their paper.
+with the head's bias at −10, inception crops and flips. It trains for 300 epochs and adds
+RandAugment and mixup, for S/16 and up, against the overfitting of so many. The recipe of Abnar et
+al. themselves isn't printed in their paper.
 
 Hardware: an accelerator, or several; `plan` says what fits and what a step costs. Expected: there
 is no published number for this exact recipe, and nobody has run it here at full size; what is
