@@ -115,7 +115,8 @@ def _report(found: list[doctor.Diagnosis], root: pathlib.Path, commands: str) ->
   if told:
     download, prepared = (least + _gigabytes(totals[f"{what}_bytes"]) if totals[f"{what}_bytes"]
                           else "unknown sizes" for what in ("download", "prepared"))
-    by_hand = f" and {totals['by_hand']} datasets by hand" if totals["by_hand"] else ""
+    hands = totals["by_hand"]
+    by_hand = f" and {hands} dataset{'s' if hands > 1 else ''} by hand" if hands else ""
     free = doctor.free_bytes(root)
     wanted = totals["download_bytes"] + totals["prepared_bytes"]
     parts += [f"{download} to download{by_hand}", f"{prepared} prepared",

@@ -25,8 +25,10 @@ from big_transfer.data.examples import MissingError, Source
 SPLITS = ("train", "validation", "test")
 SAMPLE = 4  # examples of each shard that `deep` decodes
 
-# What TFDS's builders of the suite import to prepare their data, besides TFDS itself.
-PACKAGES = "tensorflow h5py opencv-python-headless 'pillow<12' scipy"
+# What preparing imports and tensorflow-datasets doesn't install: TensorFlow; what the command
+# `tfds` of 4.9.10 needs to start at all; what the suite's builders read their data with.
+PACKAGES = ("tensorflow apache-beam importlib_resources mlcroissant "
+            "h5py opencv-python-headless 'pillow<12' scipy")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,5 @@
 """The doctor: planted datasets, whole and damaged in every way it names, and nothing at all."""
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -133,7 +134,9 @@ def test_commands_are_for_a_shell(tmp_path, capsys):
   assert status == 1
   subprocess.run(["bash", "-n"], input=out, text=True, check=True)
   lines = out.splitlines()
-  assert lines[0] == "python3 -m venv tfds-env" and "tensorflow" in lines[1]
+  assert lines[0] == "python3 -m venv tfds-env"
+  release = importlib.metadata.version("tensorflow-datasets")
+  assert lines[1].startswith(f"tfds-env/bin/pip install tensorflow-datasets=={release} tensorflow ")
   built = [line for line in lines if " tfds-env/bin/tfds build " in line]
   assert len(built) == len(set(built)) == len(catalog.CATALOG)
   assert all(line.startswith(f"TFDS_DATA_DIR='{there}' ") for line in built)
