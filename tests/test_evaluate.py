@@ -167,14 +167,14 @@ def test_published_parameters_are_measured_as_the_run_was(trained, tmp_path, nam
   found = evaluate_lib.evaluate(config=toy.config(), init=path, out=tmp_path / "out")
   expected = [row | {"step": 0, "examples": None} for row in _rows(trained)]
   assert records.read_rows(tmp_path / "out") == expected
-  assert found["name"] == "small.npz" and found["examples_seen"] is found["seed"] is None
+  assert found["name"] == "small" and found["examples_seen"] is found["seed"] is None
   # What the config says of a training that wasn't this model's is not recorded as its.
   assert "optim" not in records.read_config(tmp_path / "out")
+  deeper = toy.config(model={**toy.config().model, "depth": 2})
+  with pytest.raises(ValueError, match=r"is of another model[^$]*encoderblock_1"):
+    evaluate_lib.evaluate(config=deeper, init=path, out=tmp_path / "out2")
   np.savez(path, **{name("head/kernel"): np.zeros((16, 4))})
-  with pytest.raises(ValueError, match=r"is of another model[^$]*- embedding/bias float32\[16\]"):
-    evaluate_lib.evaluate(config=toy.config(), init=path, out=tmp_path / "out2")
-  np.savez(path, **{name("embedding/bias"): np.zeros(4)})
-  with pytest.raises(ValueError, match="has no parameter head/kernel.*it has embedding/bias$"):
+  with pytest.raises(ValueError, match="parameters of no ViT, Mixer or BiT ResNet: head/kernel"):
     evaluate_lib.evaluate(config=toy.config(), init=path, out=tmp_path / "out2")
   assert not (tmp_path / "out2").exists()
 
@@ -207,7 +207,7 @@ def test_parameters_that_diverged_are_refused(trained, tmp_path):
   arrays = dict(np.load(path))
   arrays["head/bias"] = arrays["head/bias"] * np.nan
   np.savez(path, **arrays)
-  with pytest.raises(ValueError, match="infinities or NaN"):
+  with pytest.raises(ValueError, match="not finite.*diverged"):
     evaluate_lib.evaluate(trained, init=path, out=tmp_path / "out")
 
 
@@ -328,7 +328,7 @@ def test_an_evaluation_is_no_run_and_names_its_own(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ([], "expected one of --workdir .* and --config .*, got neither"),
+    ([], "expected a run .--workdir., or published parameters .*, got neither"),
     (["--workdir", "RUN", "--config", "x.py"], "got both"),
     (["--config", "x.py"], "give --init"),
     (["--workdir", "RUN", "--init", "RUN"], "give --out"),
@@ -347,7 +347,7 @@ def test_an_evaluation_is_no_run_and_names_its_own(run, tmp_path, capsys):
      "evals.geometry=.*\"kind\": .*or in a file that --evals names, such as configs/evaluate"),
     (["--workdir", "RUN", '--config.evals.geometry={"kind": "geometry", "example": 4}'],
      "did you mean 'evals.geometry.examples'"),
-    (["--workdir", "RUN", "--config.evals.probes.shots=ten"], "few-shot shots is 'ten'"),
+    (["--workdir", "RUN", "--config.evals.probes.shots=ten"], "shots is 'ten'"),
     (["--workdir", "RUN", "--config.evals.probes.kind=fewshots"], "expected one of .*'fewshot'"),
     (["--workdir", "RUN", "--config.eval_batch_size=0"], "a whole number, at least 1"),
     (["--workdir", "RUN", "--config.mesh.data=3"], "devices, here are 8"),

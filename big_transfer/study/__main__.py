@@ -129,7 +129,7 @@ def _checked(formats, figures):
 
 def _read(runs, out, tables, columns, join, scale, values, steps, l2, recipe):
   """(points, what was left out, census) of run folders, of tables, or of both."""
-  from big_transfer.study import external, gather, table
+  from big_transfer.study import analysis, external, gather, table
   parts, left_out, census = [], [], None
   if runs:
     rows = out / "rows.parquet"
@@ -151,7 +151,7 @@ def _read(runs, out, tables, columns, join, scale, values, steps, l2, recipe):
   if not parts:
     raise ValueError("--runs: expected run folders, or a table of results (--table); got neither")
   points = table.together(parts)
-  notes = table.several_variants(points)
+  notes = analysis.several_variants(points)
   return points, left_out, dataclasses.replace(census, warnings=census.warnings + notes)
 
 

@@ -127,6 +127,16 @@ def without_fit(fits):
           if all(line["status"] == "no fit" for line in lines)]
 
 
+def several_variants(points):
+  """Warnings of tasks that were measured in several variants: one sentence a task."""
+  variants = {}
+  for cell in points.cells:
+    variants.setdefault(cell.task, {})[cell.variant or "one not named"] = None
+  return tuple(f"task {task} was measured in {len(names)} variants, {', '.join(names)}: they are "
+               "kept apart, as if they were different tasks"
+               for task, names in variants.items() if len(names) > 1)
+
+
 def check_apart(folder, files):
   """Raises ValueError where `write` would put a table of its own in the place of an input."""
   for file in files:

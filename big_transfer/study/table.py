@@ -416,16 +416,6 @@ def _check_accuracies(database, l2):
                      f"{', '.join(f'{value:g}' for value, in measured)}: choose one of these")
 
 
-def several_variants(points):
-  """Warnings of tasks that were measured in several variants: one sentence a task."""
-  variants = {}
-  for cell in points.cells:
-    variants.setdefault(cell.task, {})[cell.variant or "one not named"] = None
-  return tuple(f"task {task} was measured in {len(names)} variants, {', '.join(names)}: they are "
-               "kept apart, as if they were different tasks"
-               for task, names in variants.items() if len(names) > 1)
-
-
 def as_records(content):
   """A table as a list of dicts, with NaN (which JSON lacks) as None."""
   return [{key: None if isinstance(value, float) and not math.isfinite(value) else value
