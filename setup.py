@@ -28,6 +28,7 @@ setuptools.setup(
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.11",
         "ml-collections>=1.1,<2",
+        "ml_dtypes>=0.4",
         "numpy>=2.0,<3",
         "opencv-python-headless>=4.10,<5",
         "optax>=0.2.6,<0.3",
@@ -45,7 +46,7 @@ setuptools.setup(
         "ray": ["ray>=2.40,<3"],
         "slurm": ["submitit>=1.5,<2"],
         "gcs": ["gcsfs>=2024.6"],
-        "interop": ["torch>=2.6,<3", "transformers>=4.50,<6"],
+        "interop": ["safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=4.57,<6"],
         "tensorboard": ["tensorboard>=2.18,<3"],
         "wandb": ["wandb>=0.19.10,<1"],
         "test": [
