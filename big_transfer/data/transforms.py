@@ -66,6 +66,25 @@ def inception_crop(size: int, area: tuple[float, float] = (0.05, 1.0),
   return augment
 
 
+def resize_crop(resized: int, size: int) -> HostAugment:
+  """The image at (resized, resized), whatever its aspect ratio, and a random (size, size, 3) of it.
+
+  As BiT is fine-tuned (1912.11370, 3.3). Where the two sizes are equal nothing is random.
+
+  Raises:
+    ValueError: size is larger than resized.
+  """
+  if size > resized:
+    raise ValueError(f"augment.resize_crop is {resized}, smaller than image_size {size}, the crop: "
+                     "expected at least as many pixels")
+
+  def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    image = resize(image, resized)
+    y, x = rng.integers(resized - size + 1, size=2)
+    return image[y:y + size, x:x + size]
+  return augment
+
+
 def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """Left to right, every other time."""
   return image[:, ::-1] if rng.random() < 0.5 else image

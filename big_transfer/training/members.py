@@ -6,7 +6,6 @@ else is compiled into the program that they share.
 import numpy as np
 
 from big_transfer.data import pipeline
-from big_transfer.data import transforms
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.runs import sinks
@@ -248,9 +247,7 @@ class Batches:
   def __init__(self, members, data, step, process):
     """Begins with the batch of `step`; `data` is an `upstream.Data`, `process` (index, count)."""
     settings = members[0].settings
-    augment = None
-    if settings_lib.Augment(**settings.augment).inception_crop:
-      augment = transforms.inception_crop(settings.image_size)
+    augment = settings_lib.Augment(**settings.augment).on_host(settings.image_size)
     self._seeds = [member.settings.seed for member in members]
     self._streams = {seed: pipeline.train_batches(
         data.train, batch_size=settings.batch_size, seed=seed, step=step, augment=augment,

@@ -10,7 +10,7 @@ import optax
 
 
 def unit_schedule(total_steps, *, name="cosine", warmup_steps=0, cooldown_steps=0,
-                  timescale=10_000, end=0.0):
+                  timescale=10_000, end=0.0, drops=(0.3, 0.6, 0.9), factor=0.1):
   """Returns the rate of each step as a fraction of the peak, `(total_steps,)` float32.
 
   All rise linearly from 0 over `warmup_steps`; what follows is
@@ -18,29 +18,39 @@ def unit_schedule(total_steps, *, name="cosine", warmup_steps=0, cooldown_steps=
     linear: a straight line from 1 to `end`;
     rsqrt: `sqrt(timescale / (timescale + steps since warm-up))` (Zhai et al. 2021, App. A),
       usually with `cooldown_steps`, which take it linearly to `end`;
-    constant: 1.
+    constant: 1;
+    staircase: 1, times `factor` after each of `drops` (Kolesnikov et al. 2019, 1912.11370, 3.3).
 
   Args:
     total_steps: length of training, in steps.
-    name: "cosine", "linear", "rsqrt" or "constant".
+    name: "cosine", "linear", "rsqrt", "constant" or "staircase".
     warmup_steps: length of the rise, in steps; below `total_steps`.
     cooldown_steps: length of the last linear descent, for rsqrt and constant, in steps.
     timescale: of rsqrt, in steps.
     end: final fraction of the peak.
+    drops: of staircase, fractions of `total_steps`, rising.
+    factor: of staircase.
 
   Raises:
-    ValueError: an unknown name, or lengths that don't fit into `total_steps`.
+    ValueError: an unknown name, lengths that don't fit into `total_steps`, or drops that aren't
+      fractions.
   """
-  if name not in _DECAYS:
-    raise ValueError(f"schedule {name!r} is unknown: expected one of {sorted(_DECAYS)}")
+  if name not in NAMES:
+    raise ValueError(f"schedule {name!r} is unknown: expected one of {sorted(NAMES)}")
   if min(warmup_steps, cooldown_steps) < 0 or warmup_steps + cooldown_steps >= total_steps:
     raise ValueError(
         f"warm-up of {warmup_steps} and cool-down of {cooldown_steps} steps do not fit into "
         f"{total_steps} steps of training: lower optim.schedule.warmup_steps or .cooldown_steps, or "
         "train longer")
-  if cooldown_steps and name in ("cosine", "linear"):
+  if cooldown_steps and name not in ("rsqrt", "constant"):
     raise ValueError(f"a {name} schedule ends by itself: cooldown_steps is for rsqrt and constant")
-  decay = _DECAYS[name](total_steps - warmup_steps, timescale, end)
+  if list(drops) != sorted(drops) or not all(0 < drop < 1 for drop in drops) or not 0 < factor < 1:
+    raise ValueError(f"schedule: drops are {drops!r} and factor {factor!r}: expected rising "
+                     "fractions of the training, between 0 and 1, and a factor between 0 and 1")
+  if name == "staircase":
+    decay = _staircase(total_steps, warmup_steps, drops, factor)
+  else:
+    decay = _DECAYS[name](total_steps - warmup_steps, timescale, end)
   schedule = optax.join_schedules(
       [optax.linear_schedule(0.0, 1.0, max(warmup_steps, 1)), decay], [warmup_steps])
   steps = np.arange(total_steps)
@@ -52,6 +62,12 @@ def unit_schedule(total_steps, *, name="cosine", warmup_steps=0, cooldown_steps=
   return shape.astype(np.float32)
 
 
+def _staircase(total_steps, warmup_steps, drops, factor):
+  """Of steps since the warm-up; a drop takes effect at the step at which its fraction is done."""
+  steps = [round(drop * total_steps) - warmup_steps for drop in drops]
+  return lambda count: factor ** sum((count >= step).astype(jnp.float32) for step in steps)
+
+
 _DECAYS = {
     "cosine": lambda steps, timescale, end: optax.cosine_decay_schedule(1.0, steps, alpha=end),
     "linear": lambda steps, timescale, end: optax.linear_schedule(1.0, end, steps),
@@ -59,3 +75,4 @@ _DECAYS = {
         lambda count: jnp.sqrt(timescale / (timescale + jnp.maximum(count, 0)))),
     "constant": lambda steps, timescale, end: (lambda count: jnp.ones_like(count, jnp.float32)),
 }
+NAMES = (*_DECAYS, "staircase")

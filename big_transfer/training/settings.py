@@ -7,6 +7,7 @@ import jax
 
 from big_transfer import models
 from big_transfer.data import subset
+from big_transfer.data import transforms
 from big_transfer.runs import configuring
 from big_transfer.training import sharding
 
@@ -94,8 +95,9 @@ class Settings:
     loss: "sigmoid_xent" or "softmax_xent".
     label_smoothing: in [0, 1).
     augment: `crop_padding` (pixels) and `flip`, done within the step; `mixup` (α of its Beta
-      distribution; None, the default, isn't even compiled); `inception_crop`, done on the host,
-      for large images.
+      distribution; None, the default, isn't even compiled); done on the host, for large images,
+      `inception_crop`, or `resize_crop` (pixels of the side to which an image is brought, whatever
+      its shape, before a random part of image_size is taken; tested is then with fit "squash").
     accumulate: micro-batches a step.
     seed: of initial parameters, order of the data and augmentation.
     mesh: `{axis: devices}`, -1 for what is left; see `sharding.make_mesh`.
@@ -192,6 +194,22 @@ class Augment:
   flip: bool = False
   mixup: float | None = None
   inception_crop: bool = False
+  resize_crop: int | None = None
+
+  def __post_init__(self):
+    resized = self.resize_crop
+    if resized is not None and (not isinstance(resized, int) or isinstance(resized, bool)):
+      raise configuring.ConfigError(f"config key 'augment.resize_crop' is {resized!r}: expected "
+                                    "pixels, or None")
+    if resized is not None and self.inception_crop:
+      raise configuring.ConfigError("config keys 'augment.inception_crop' and 'augment.resize_crop' "
+                                    "are both set: expected one, or none")
+
+  def on_host(self, image_size: int) -> transforms.HostAugment | None:
+    """What is done to images on the host; None for nothing."""
+    if self.resize_crop is not None:
+      return transforms.resize_crop(self.resize_crop, image_size)
+    return transforms.inception_crop(image_size) if self.inception_crop else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +249,6 @@ def recorded(config: Mapping) -> dict[str, Any]:
   optim = config.get("optim")
   if isinstance(optim, dict) and isinstance(optim.get("rules"), list):
     config["optim"] = {**optim, "rules": [_without_false(rule) for rule in optim["rules"]]}
-  if isinstance(config.get("init"), dict):
-    config["init"] = dataclasses.asdict(initial(config))  # with its defaults, see `sweep`
   if isinstance(config.get("mesh"), dict):
     config["mesh"] = {axis: size for axis, size in config["mesh"].items()
                       if axis == "data" or size != 1}
@@ -256,7 +272,7 @@ def identified(config: Mapping, pretrained: Mapping | None) -> dict[str, Any]:
   if pretrained is None:
     return dict(config)
   here = {"source": pretrained["identity"], "step": pretrained["step"]}
-  return {**config, "init": {**config["init"], **here}}
+  return {**config, "init": {**dataclasses.asdict(initial(config)), **here}}
 
 
 def check(settings: Settings) -> None:
@@ -272,6 +288,7 @@ def check(settings: Settings) -> None:
       _is_number(mixup) and mixup >= 0):
     raise configuring.ConfigError(
         f"config key 'augment.mixup' is {mixup!r}: expected a number, at least 0")
+  configuring.build(Augment, settings.augment, "augment").on_host(settings.image_size)
   shards = _example_shards(settings)
   if settings.batch_size % (shards * settings.accumulate):
     raise configuring.ConfigError(

@@ -7,7 +7,9 @@ import pytest
 
 from big_transfer import trees
 from big_transfer.training import optim
+from big_transfer.training import program
 from big_transfer.training import schedules
+from big_transfer.training import step as step_lib
 
 PARAMS = {"body": {"kernel": jnp.arange(1.0, 7).reshape(2, 3)}, "head": {"kernel": jnp.ones((3,))}}
 GRADS = jax.tree.map(lambda p: 0.1 * p - 0.2, PARAMS)
@@ -193,3 +195,91 @@ def test_schedules_at_known_points():
 def test_bad_schedules(kwargs, message):
   with pytest.raises(ValueError, match=message):
     schedules.unit_schedule(100, **kwargs)
+
+
+# ---- frozen parts, and layers that are slower the deeper they lie ----
+
+
+def _model(name, **arguments):
+  return program.network(model=dict(name=name, **arguments), classes=3, image_size=16).shapes
+
+
+MODELS = {
+    "vit": dict(width=8, depth=3, heads=2, mlp_dim=16, patch=8, pool="tok",
+                representation_size=8),
+    "mixer": dict(width=8, depth=2, tokens_mlp_dim=4, channels_mlp_dim=16, patch=8),
+    "resnet": dict(width=0.125, depths=(1, 2), root_kernel=3, root_stride=2)}
+
+
+@pytest.mark.parametrize("family, expected", [
+    ("vit", {"cls": 4, "embedding/kernel": 4, "pos_embedding": 4,
+             "Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel": 3,
+             "Transformer/encoderblock_2/LayerNorm_0/scale": 1,
+             "Transformer/encoder_norm/scale": 0, "pre_logits/kernel": 0, "head/kernel": 0}),
+    ("mixer", {"stem/kernel": 3, "MixerBlock_0/token_mixing/Dense_0/kernel": 2,
+               "MixerBlock_1/LayerNorm_0/scale": 1, "head/bias": 0}),
+    ("resnet", {"root_block/conv_root/kernel": 4, "block1/unit01/conv1/kernel": 3,
+                "block2/unit01/conv1/kernel": 2, "block2/unit02/conv1/kernel": 1,
+                "head/kernel": 0})])
+def test_layers_are_counted_from_the_top(family, expected):
+  """As BEiT numbers them: the head and its norm 0, blocks 1 to L from above, the stem L + 1."""
+  found = optim.from_top(list(trees.flatten(_model(family, **MODELS[family]))))
+  assert {name: found[name] for name in expected} == expected
+
+
+def test_layer_decay_slows_the_whole_step_of_a_layer():
+  shapes = _model("vit", **MODELS["vit"])
+  rng = np.random.default_rng(0)
+  params, grads = (jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes)
+                   for _ in range(2))
+  names = list(trees.flatten(shapes))
+  rules = [("head/.*", {"lr": 3.0, "wd": 0.5}), (".*", {"wd": 0.2})]
+  opt = optim.build(names, rules, lr=0.1, name="sgd", clip=None, momentum=None, layer_decay=0.7)
+  updates, _ = opt.tx.update(grads, opt.tx.init(params), params, hparams=opt.hparams)
+  flat = {key: trees.flatten(tree) for key, tree in (("u", updates), ("p", params), ("g", grads))}
+  for name, distance in optim.from_top(names).items():
+    m, wd = (3.0, 0.5) if name.startswith("head/") else (1.0, 0.2)
+    p, g = (np.float64(flat[key][name]) for key in "pg")
+    np.testing.assert_allclose(flat["u"][name], -0.7**distance * 0.1 * (m * g + wd * p),
+                               rtol=1e-5, atol=1e-7, err_msg=name)
+  assert opt.table.splitlines()[-1].startswith("of rate and decay, by layer (0.7 a layer): stem 0.24")
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+def test_what_is_frozen_has_no_moments(name):
+  rules = [("body/.*", {"frozen": True, "wd": 0.5}), (".*", {"wd": 0.1})]
+  opt = _build(rules, name=name)
+  assert opt.frozen == {"body/kernel"} and opt.head_alone
+  state = step_lib.start(PARAMS, opt.tx, opt.frozen).opt_state
+  alone = optim.build(["head/kernel"], [(".*", {"wd": 0.1})], lr=0.1, name=name)
+  assert trees.shapes(state) == trees.shapes(alone.tx.init({"head": PARAMS["head"]}))
+  assert "frozen" in opt.table
+
+
+def test_the_clipped_norm_is_that_of_what_is_trained():
+  rules = [("body/.*", {"frozen": True}), (".*", {})]
+  opt = _build(rules, name="sgd", clip=0.1, momentum=None)
+  grads = {"head": GRADS["head"]}
+  updates, _ = opt.tx.update(grads, opt.tx.init({"head": PARAMS["head"]}),
+                             {"head": PARAMS["head"]}, hparams=opt.hparams)
+  assert float(optim.global_norm(updates)) == pytest.approx(0.1 * 0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("rules, kwargs, message", [
+    ([(".*", {"frozen": True})], {}, "every parameter is frozen"),
+    ([(".*", {"frozen": 1})], {}, "frozen of rule '.*' is 1"),
+    ([(".*", {})], {"layer_decay": 0}, "layer_decay is 0"),
+    ([(".*", {})], {"layer_decay": 1.5}, "layer_decay is 1.5")])
+def test_bad_parts(rules, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    _build(rules, **kwargs)
+
+
+def test_a_staircase_drops_where_bits_does():
+  s = schedules.unit_schedule(500, name="staircase", warmup_steps=100, drops=(0.4, 0.6, 0.8))
+  np.testing.assert_allclose(s[[0, 50, 100, 199, 200, 299, 300, 399, 400, 499]],
+                             [0, .5, 1, 1, .1, .1, .01, .01, .001, .001], rtol=1e-5)
+  s = schedules.unit_schedule(10, name="staircase")
+  np.testing.assert_allclose(s, [1] * 3 + [.1] * 3 + [.01] * 3 + [.001], rtol=1e-5)
+  with pytest.raises(ValueError, match="drops are .* expected rising"):
+    schedules.unit_schedule(10, name="staircase", drops=(0.6, 0.3))

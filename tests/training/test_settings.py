@@ -1,6 +1,8 @@
 """Settings: values that can't be, and keys that stand for nothing."""
+import numpy as np
 import pytest
 
+from big_transfer.data import transforms
 from big_transfer.runs import configuring
 from big_transfer.training import settings
 from tests import toy
@@ -26,3 +28,28 @@ def test_bad_values(changes, message):
   config = {**configuring.plain(toy.config()), **changes}
   with pytest.raises(configuring.ConfigError, match=message):
     settings.check(settings.Settings(**config))
+
+
+@pytest.mark.parametrize("augment, message", [
+    (dict(resize_crop=8), "resize_crop is 8, smaller than image_size 16"),
+    (dict(resize_crop="a"), "'augment.resize_crop' is 'a'"),
+    (dict(resize_crop=20, inception_crop=True), "are both set")])
+def test_bad_crops(augment, message):
+  config = {**configuring.plain(toy.config()), "augment": augment}
+  with pytest.raises(ValueError, match=message):
+    settings.check(settings.Settings(**config))
+
+
+def test_resize_crop_is_a_random_part_of_the_whole_image():
+  """Of an image that brightens to the right and down, the crop's corner says where it lies."""
+  image = np.broadcast_to(np.arange(40)[:, None, None] * 3 + np.arange(60)[None, :, None] * 2,
+                          (40, 60, 3)).astype(np.uint8)
+  augment = settings.Augment(resize_crop=20).on_host(16)
+  crops = [augment(image, np.random.default_rng(seed)) for seed in range(60)]
+  assert all(crop.shape == (16, 16, 3) for crop in crops)
+  corners = {int(crop[0, 0, 0]) for crop in crops}
+  assert len(corners) == 9, "of five places each way, brighter by as much down as to the right"
+  # From the same seed the same, and at the size itself nothing is cut off.
+  np.testing.assert_array_equal(crops[3], augment(image, np.random.default_rng(3)))
+  whole = settings.Augment(resize_crop=16).on_host(16)
+  np.testing.assert_array_equal(whole(image, np.random.default_rng(0)), transforms.resize(image, 16))
