@@ -24,12 +24,13 @@ MODELS = {
 SIZE, CLASSES, RULES = 32, 64, ("head/.*", ".*")
 
 
-def _program(model, mesh, accumulate=1, optimiser="adamw", rules=(), **more):
+def _program(model, mesh, accumulate=1, optimiser="adamw", rules=(), frozen=(), **more):
   """The pure parts of a program on an abstract mesh, and its compiled one on real devices."""
   arguments = dict(
       model={**MODELS[model], **more}, classes=CLASSES, image_size=SIZE,
       optimiser=dict(name=optimiser), patterns=RULES, loss="softmax_xent",
-      augment=dict(crop_padding=2, flip=False), mixup=False, accumulate=accumulate, sharding=rules)
+      augment=dict(crop_padding=2, flip=False), mixup=False, accumulate=accumulate, sharding=rules,
+      frozen=frozen)
   sizes = sharding.axis_sizes(mesh, math.prod(mesh.values()))
   abstract = jax.sharding.AbstractMesh(
       tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
@@ -62,10 +63,15 @@ def _ratio(monkeypatch, model, batch, mesh, **settings):
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd", "adafactor"])
-@pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}])
-def test_state_is_exactly_that_of_real_arrays(optimiser, mesh):
+@pytest.mark.parametrize("mesh, frozen", [
+    ({"data": 1}, ()), ({"data": 2, "fsdp": 4}, ()), ({"fsdp": 4, "tensor": 2}, ()),
+    ({"data": 2, "fsdp": 4}, (1,))])
+def test_state_is_exactly_that_of_real_arrays(optimiser, mesh, frozen):
   rules = "megatron" if "tensor" in mesh else ()
-  _, sizes, parts = _program("wide", mesh, optimiser=optimiser, rules=rules)
+  _, sizes, parts = _program("wide", mesh, optimiser=optimiser, rules=rules, frozen=frozen)
+  if frozen:
+    moments = sum(x.size for x in jax.tree.leaves(parts.like.opt_state))
+    assert moments <= 2 * (512 + 1) * CLASSES + 1, "of the head alone, and a counter"
   devices = jax.devices()[:math.prod(sizes.values())]
   real = sharding.make_mesh(mesh, devices)
   at = sharding.of_tree(real, sharding.state_partition(parts.like, rules, real.shape))
@@ -95,6 +101,23 @@ def test_peak_is_near_the_compilers_and_micro_batches_gather_in_their_loop(monke
   assert _near(_estimated(*case, accumulate=2).total / total)
   loops, entry = re.split(r"^ENTRY ", compiled.as_text(), flags=re.M)
   assert "all-gather(" in loops and "all-gather(" not in entry
+
+
+def test_a_frozen_body_costs_its_forward_pass_alone(monkeypatch):
+  """No reverse pass, no gradients and no residuals: XLA's own count of what is done and held."""
+  found = {}
+  for frozen in ((), (1,)):
+    with monkeypatch.context() as patch:
+      step, shapes = _program_here(patch, "vit", 64, {"data": 1}, frozen=frozen)
+    compiled = step.lower(*shapes).compile()
+    memory_ = compiled.memory_analysis()
+    found[frozen] = compiled.cost_analysis()["flops"], memory_.temp_size_in_bytes
+  forward = 64 * program_lib.network(
+      model=MODELS["vit"], classes=CLASSES, image_size=SIZE).flops
+  assert 2.7 < found[()][0] / forward < 3.5 and 0.9 < found[1,][0] / forward < 1.2
+  assert found[1,][1] < 0.5 * found[()][1]
+  estimated = _estimated("vit", 64, {"data": 1}, frozen=(1,)).total
+  assert estimated < 0.7 * _estimated("vit", 64, {"data": 1}).total
 
 
 @pytest.mark.slow
