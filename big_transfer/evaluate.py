@@ -35,7 +35,9 @@ import jax
 
 from big_transfer import evaluation
 from big_transfer import evaluators
+from big_transfer.data import examples
 from big_transfer.data import pipeline
+from big_transfer.evaluators import downstream
 from big_transfer.models import adapting
 from big_transfer.runs import configuring
 from big_transfer.runs import records
@@ -117,7 +119,7 @@ def _evaluate(interrupts, request):
     if _is_done(job):  # by another process, while this one got ready
       return _answer(job)
     record.truncate(0)  # rows of an evaluation that was killed: all is measured again
-    record.update_run(**facts, status="running", error=None, signal=None)
+    record.update_run(**facts, status="running", error=None, signal=None, skipped=None)
     record.write_config({**(job.origin.config or {}),
                          **{key: getattr(job.settings, key) for key in evaluation.FORWARD}})
     timings = {}
@@ -132,8 +134,13 @@ def _evaluate(interrupts, request):
     except Exception as e:
       record.update_run(status="failed", error=f"{type(e).__name__}: {e}")
       raise
+    skipped = sorted({(row["task"], row["variant"]) for row in rows
+                      if row.get("status") == "skipped"})
     record.update_run(status="finished", evaluation_seconds=time.time() - started,
-                      timings=timings)
+                      timings=timings, **({"skipped": skipped} if skipped else {}))
+  if skipped:
+    print(f"  skipped, their data isn't here: {', '.join(task for task, _ in skipped)}; the same "
+          "command measures them once it is", flush=True)
   print(f"  {len(rows)} rows in {job.folder}", flush=True)
   return _answer(job)
 
@@ -152,7 +159,26 @@ def _is_done(job):
   if run.get("id") != job.identity:
     raise ValueError(f"--out '{job.folder}' holds another run or evaluation (id {run.get('id')}): "
                      "use another folder")
-  return run.get("status") == "finished"
+  return run.get("status") == "finished" and not _came(job, run.get("skipped") or ())
+
+
+def _came(job, skipped):
+  """Whether data of tasks that were skipped, [name, variant] each, is here by now."""
+  for section in job.settings.evals.values():
+    if skipped and section["kind"] in evaluation.OF_TASKS:
+      for task in downstream.named(section["tasks"]):
+        if [task.name, task.variant] in list(skipped) and not _is_missing(task):
+          print(f"task '{task.name}' was skipped before, and its data is here now", flush=True)
+          return True
+  return False
+
+
+def _is_missing(task):
+  try:
+    task.open_both()
+  except examples.MissingError:
+    return True
+  return False
 
 
 def _prepare(job, stop_check):

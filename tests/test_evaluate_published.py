@@ -1,4 +1,5 @@
 """Published files that say themselves which model they are of, suites, and what is fine-tuned."""
+import functools
 import pathlib
 import re
 import shutil
@@ -43,10 +44,11 @@ def npz(runs, tmp_path_factory):
 
 
 @pytest.fixture
-def suite(monkeypatch):
-  """A suite of a task that is here and one that isn't."""
-  gone = {"name": "gone", "source": "folder:/none"}
-  monkeypatch.setitem(tasks.SUITES, "two", ("digits", gone))
+def suite(monkeypatch, tmp_path):
+  """A suite of a task that is here and one that isn't; the path where its data would be."""
+  path = tmp_path / "none.npz"
+  monkeypatch.setitem(tasks.SUITES, "two", ("digits", {"name": "gone", "source": f"npz:{path}"}))
+  return path
 
 
 def _fewshot(folder, **having):
@@ -69,7 +71,7 @@ def test_a_file_alone_says_its_model_and_is_measured_as_the_run_was(runs, npz, t
 
 def test_a_suite_of_which_a_task_is_missing(npz, suite, tmp_path):
   quick = {"evals.probes.shots": (1,), "evals.probes.seeds": (0,)}
-  with pytest.raises(ValueError, match="gone.*folder:/none|/none"):
+  with pytest.raises(ValueError, match="gone.*none.npz"):
     evaluate_lib.evaluate(init=npz, suite="two", out=tmp_path / "out", overrides=quick)
   assert not (tmp_path / "out").exists()
   evaluate_lib.evaluate(init=npz, suite="two", skip_missing=True, out=tmp_path / "out",
@@ -78,8 +80,27 @@ def test_a_suite_of_which_a_task_is_missing(npz, suite, tmp_path):
   assert [row["layer"] for row in rows if row["task"] == "digits"] == [
       "stem", "block_00", "pre_logits"]
   skipped, = [row for row in rows if row["task"] == "gone"]
-  assert skipped["status"] == "skipped" and skipped["value"] is None and "/none" in skipped[
+  assert skipped["status"] == "skipped" and skipped["value"] is None and "none.npz" in skipped[
       "reason"]
+
+
+def test_a_task_that_was_skipped_is_measured_once_its_data_is_there(npz, suite, tmp_path, capsys):
+  evaluate = functools.partial(evaluate_lib.evaluate, init=npz, suite="two", skip_missing=True,
+                               out=tmp_path / "out", overrides={
+                                   "evals.probes.shots": (1,), "evals.probes.seeds": (0,)})
+  assert evaluate()["skipped"] == [["gone", "full"]]
+  before = records.read_rows(tmp_path / "out")
+  assert "skipped, their data isn't here: gone" in capsys.readouterr().out
+  evaluate()
+  assert "nothing to do" in capsys.readouterr().out
+  rng = np.random.default_rng(0)
+  np.savez(suite, images=rng.integers(0, 255, (40, 16, 16, 3), np.uint8), labels=np.arange(40) % 2)
+  assert evaluate()["skipped"] is None
+  assert "'gone' was skipped before, and its data is here now" in capsys.readouterr().out
+  rows = records.read_rows(tmp_path / "out")
+  assert {row["task"]: row["status"] for row in rows} == {"digits": "ok", "gone": "ok"}
+  assert [row for row in rows if row["task"] == "digits"] == [
+      row for row in before if row["task"] == "digits"]
 
 
 def test_a_runs_own_probes_take_the_tasks_of_a_suite(runs, suite, tmp_path):
