@@ -293,7 +293,11 @@ def test_a_run_is_fine_tuned_on_images_of_ones_own_and_probed(recipe, tmp_path):
   run = train_lib.train(config, tmp_path / "run")
   assert (run["status"], run["setting"]) == ("finished", "finetune")
   assert run["pretrained"]["source"] == str(tmp_path / "source")
-  rows = [row for row in records.read_rows(tmp_path / "run") if row["metric"] == "accuracy"]
-  assert {(row["evaluator"], row["task"]) for row in rows} == {("finetune", "pets")}
-  evaluate_lib.evaluate(tmp_path / "source",
-                        evals=f"{ROOT}/configs/evaluate/linear.py:digits")
+  rows = records.read_rows(tmp_path / "run")
+  assert {(row["evaluator"], row["task"]) for row in rows if row["split"] == "test"} == {
+      ("finetune", "pets")}
+  done = evaluate_lib.evaluate(tmp_path / "source",
+                               evals=f"{ROOT}/configs/evaluate/linear.py:digits",
+                               overrides={"evals.probes.shots": (1,)})
+  assert {(row["setting"], row["shots"]) for row in records.read_rows(done["folder"])} == {
+      ("linear", None), ("fewshot", 1)}
