@@ -237,7 +237,7 @@ def test_the_transfer_sweep_takes_every_pretrained_run_to_every_task(tmp_path):
       for seed in (0, 1)]
   small, large = trials[0], trials[4]
   assert small["init.source"] == str(tmp_path / "a") and large["init.source"].endswith("b")
-  assert (small["image_size"], small["batch_size"], small["total_steps"]) == (32, 64, 250)
+  assert (small["image_size"], small["batch_size"], small["total_steps"]) == (32, 64, 500)
   assert (large["image_size"], large["batch_size"], large["total_steps"]) == (384, 512, 500)
   assert small["upstream"]["name"] == "digits" and not small["augment"]["flip"]
   assert large["augment"]["inception_crop"] and not small["augment"]["inception_crop"]
@@ -259,7 +259,7 @@ def test_the_transfer_sweep_tells_of_all_tasks_that_are_missing(tmp_path, monkey
 
 
 @pytest.mark.parametrize("argument, steps, side", [
-    ("digits,32", 250, 32), ("cifar100", 10_000, 384), ("cifar100:vtab1k,224", 500, 224),
+    ("digits,32", 500, 32), ("cifar100", 10_000, 384), ("cifar100:vtab1k,224", 500, 224),
     ("imagenet", 20_000, 384)])
 def test_the_length_of_fine_tuning_goes_by_the_number_of_examples(argument, steps, side):
   config = configuring.load(f"{ROOT}/configs/transfer/vit.py:{argument}")

@@ -12,8 +12,9 @@ was pre-trained and not how it was tuned; another rate with --config.optim.lr=â€
 source's own size where that is 64 pixels or less, when the recipe is the one for a laptop, else of
 384. What a study reads of a fine-tuning run joins its source, so give it both.
 
-Runs that aren't finished, and fine-tuned ones, are no sources. Hardware: whatever trained the
-sources; at 32 pixels and for fewer than 20,000 examples half a minute a trial on one CPU core.
+Runs that aren't finished, and fine-tuned ones, are no sources. The argument is part of what a trial
+is named by: with another list of tasks all begin anew, so give another workdir. Hardware: whatever
+trained the sources; at 32 pixels and for fewer than 20,000 examples about a CPU-minute a trial.
 """
 import glob
 import itertools
