@@ -115,6 +115,7 @@ def test_a_runs_own_probes_take_the_tasks_of_a_suite(runs, suite, tmp_path):
   assert line["task"] == "gone" and line["reason"].startswith("skipped in 1 run: ")
 
 
+@pytest.mark.slow  # compiles another model
 def test_another_image_size_resizes_the_positions(npz, tmp_path):
   found = evaluate_lib.evaluate(init=npz, evals=PROBES, image_size=24, out=tmp_path / "out",
                                 overrides={"evals.probes.shots": (1,)})
@@ -140,6 +141,7 @@ def test_a_stated_upstream_accuracy_gives_a_place_in_a_study(npz, tmp_path):
                           **STATED | {"upstream_accuracy": 0.6})
 
 
+@pytest.mark.slow  # compiles another model
 def test_a_resnet_for_images_of_any_size_asks_for_one(tmp_path):
   net = program.network(image_size=16, classes=4, model=dict(
       name="resnet", depths=(1,), width=0.0625, root_kernel=3, root_stride=2, root_pool=True))

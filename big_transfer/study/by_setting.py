@@ -97,7 +97,8 @@ def _correlation(x_M, y_M, level):
   """({"", "_low", "_high": of Spearman's correlation}, why there is none)."""
   found = dict.fromkeys(("", "_low", "_high"))
   if x_M.size < ranks.MIN_RUNS:
-    return found, f"{x_M.size} runs have both, a correlation takes {ranks.MIN_RUNS}"
+    return found, (f"{x_M.size} run{'s have' if x_M.size != 1 else ' has'} both, a correlation "
+                   f"takes {ranks.MIN_RUNS}")
   value = ranks.rank_correlation(x_M, y_M)
   if value is None:
     return found, "one of the two accuracies is the same in all runs"
