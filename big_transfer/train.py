@@ -44,6 +44,7 @@ from big_transfer.training import upstream as upstream_lib
 
 Settings = settings_lib.Settings  # the keys of a config
 NonFiniteError = members_lib.NonFiniteError
+population_key = members_lib.population_key  # equal for configs that can be one population
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def train_population(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     NonFiniteError: of one run alone.
   """
   runs = [{**run, "config": settings_lib.recorded(run["config"])} for run in runs]
-  _check_alike(runs)
+  members_lib.check_alike(runs)
   with contextlib.ExitStack() as on_exit:
     interrupts = on_exit.enter_context(interrupts_lib.Interrupts())
     on_exit.enter_context(hosts.quiet())
@@ -154,15 +155,6 @@ def train_population(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if begun:
       _train(begun, interrupts)
     return hosts.on_main(lambda: [records.read_run(record.folder) for record in opened])
-
-
-def population_key(config: Mapping[str, Any]) -> str:
-  """Returns text that is equal for configs that can be trained as one population."""
-  config = settings_lib.recorded(config)
-  there = {key: (config.get(section) or {}).get(key) is not None
-           for section, key in (("augment", "mixup"), ("optim", "layer_decay"))}
-  return configuring.identity("population", {"config": config, **there},
-                              [f"config.{pattern}" for pattern in members_lib.ARRAY_VALUED])
 
 
 def program_key(config: Mapping[str, Any]) -> str:
@@ -252,25 +244,6 @@ def _train(begun, interrupts):
         signal=interrupts.number if stopped else None, wall_seconds=clock["wall"],
         timings=dict(clock), examples_seen=group.examples(step),
         epochs=group.examples(step) / group.data.train_examples)
-
-
-def _check_alike(runs):
-  """Raises ConfigError unless the runs can be one population, on the devices that are here."""
-  if len(runs) == 1:
-    return
-  if jax.process_count() > 1:
-    raise configuring.ConfigError(
-        f"a population of {len(runs)} runs is trained by one process, here are "
-        f"{jax.process_count()}: train the runs one by one")
-  first = runs[0]
-  for run in runs:
-    if population_key(run["config"]) != population_key(first["config"]):
-      changed = configuring.differences(first["config"], run["config"], members_lib.ARRAY_VALUED)
-      raise configuring.ConfigError(
-          f"{first['workdir']} and {run['workdir']} can't be one population: their configs differ "
-          "in more than what the step takes as arrays\n  " + "\n  ".join(changed) +
-          f"\nOnly {', '.join(members_lib.ARRAY_VALUED)} may differ, mixup and layer_decay where both "
-          "have them")
 
 
 def _prepare(begun, stop_check):

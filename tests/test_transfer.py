@@ -1,7 +1,11 @@
 """Fine-tuning as an ordinary run: what it starts from, how it goes on, what it leaves behind."""
 import json
+import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -300,6 +304,37 @@ def test_members_of_a_population_are_as_alone_each_with_its_head(source, tmp_pat
     assert runs[i]["pretrained"] == records.read_run(tmp_path / f"alone{i}")["pretrained"]
   assert not np.allclose(_params(tmp_path / "0")["head/kernel"],
                          _params(tmp_path / "1")["head/kernel"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["probe", "full"])
+def test_two_processes_start_from_what_one_does(source, tmp_path, head):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  init = dict(what="full", step=4) if head == "full" else dict(head=head)
+  config = _tuned(source, init=init) if head != "full" else _pretraining(
+      init={"source": str(source), **init})
+  (tmp_path / "config.json").write_text(config.to_json())
+  (tmp_path / "config.py").write_text(
+      "import json, pathlib\nfrom ml_collections import ConfigDict\n"
+      "def get_config():\n  text = pathlib.Path(__file__).with_suffix('.json').read_text()\n"
+      "  return ConfigDict(json.loads(text))\n")
+  command = [sys.executable, "-m", "big_transfer.train", "--distributed", "--config",
+             str(tmp_path / "config.py"), "--workdir", str(tmp_path / "two")]
+  started = [subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+           "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
+           "JAX_PROCESS_ID": str(i)}) for i in range(2)]
+  said = [process.communicate(timeout=300)[0] for process in started]
+  assert [process.returncode for process in started] == [0, 0], said
+  train_lib.train(config, tmp_path / "one")
+  one, two = (_rows(tmp_path / name) for name in ("one", "two"))
+  assert len(one) == len(two)
+  # Gradients are summed over processes in another order: parts in 1e-7, which six steps multiply.
+  losses = [[row["value"] for row in rows if row["metric"] == "loss"] for rows in (one, two)]
+  assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_programs_are_told_apart_without_the_source(source, tmp_path):

@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import time
@@ -147,9 +146,9 @@ class Checkpoints:
       yield
     except Exception as e:  # of many kinds, some from a thread of Orbax's
       raise CheckpointError(
-          f"checkpoint {self._saving} could not be written to {self._folder}: {_cause(e)}. Free "
-          "space or mend the permissions, then start the same command again: it continues from the "
-          "last good checkpoint") from e
+          f"checkpoint {self._saving} could not be written to {self._folder}: {silence.cause(e)}. "
+          "Free space or mend the permissions, then start the same command again: it continues from "
+          "the last good checkpoint") from e
 
   def check_space(self, like, runs=1):
     """Raises CheckpointError where the disk can't hold one more checkpoint; warns of too few.
@@ -220,7 +219,7 @@ class Checkpoints:
       except CheckpointError:
         raise
       except Exception as e:  # Orbax raises many kinds for a folder that it can't read
-        if jax.process_count() > 1 or _is_of_memory(e):
+        if jax.process_count() > 1 or silence.is_of_memory(e):
           raise  # of this process alone, perhaps, or no fault of the checkpoint's
         self._part_with(step, f"can't be read ({type(e).__name__}: {e})", reasons)
     if hosts.on_main(lambda: self._bad.is_dir() and any(self._bad.iterdir())):
@@ -318,6 +317,16 @@ def read(folder, step=None, like=None):
     CheckpointError: there is none, none of that step, that one isn't good, or its state is of
       another model or optimiser than `like`.
   """
+  return _newest(folder, step, lambda path: _saved(path, like))
+
+
+def find(folder, step=None):
+  """The step of what `read` reads, raising as that does; a process may ask alone."""
+  return _newest(folder, step, lambda path: int(path.name))
+
+
+def _newest(folder, step, look):
+  """What `look(path)` makes of the newest good checkpoint, or of that of a step."""
   folder = pathlib.Path(folder).absolute()
   reasons = {}
   # Listed again each time: a run that trains puts newer ones in their place while this one reads.
@@ -326,7 +335,7 @@ def read(folder, step=None, like=None):
     reason = _fault(path)
     if reason is None:
       try:
-        return _saved(path, like)
+        return look(path)
       except CheckpointError:
         raise
       except Exception as e:  # Orbax raises many kinds for a folder that it can't read
@@ -401,25 +410,6 @@ def _bytes(like):
 
 def _mib(size):
   return f"{size / 2**20:,.1f} MiB"
-
-
-def _is_of_memory(error):
-  """Whether memory, the host's or a device's, was too small for what was to be read."""
-  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-def _cause(error):
-  """The line of Orbax's error, which may quote a trace, that says why a file wasn't written."""
-  seen = []
-  while error is not None and error not in seen:
-    seen.append(error)
-    error = error.__cause__ or error.__context__
-  known = [e for e in seen if isinstance(e, OSError) and e.strerror]
-  if known:
-    return known[-1].strerror
-  if code := re.search(r"os_error_code='(\d+)'", str(seen[0])):  # TensorStore's, with long paths
-    return os.strerror(int(code[1]))
-  return str(seen[0]).splitlines()[0]
 
 
 def _fault(folder):

@@ -136,13 +136,13 @@ class Initial:
     init, before = self.init, self._before
     step = before["step"] if init.step is None and before else init.step
     if jax.process_count() > 1:  # main says which is the newest; then all read that
-      step = hosts.on_main(lambda: self._read(step, None).step)
+      step = hosts.on_main(lambda: origin_lib.find(init.source, step)) or None
     found = self._read(step, self._program.like if init.what == "full" else None)
     mine = [found.identity, found.step]
     if (said := hosts.broadcast(mine)) != mine:
       raise ValueError(f"init.source '{init.source}' is {mine[0]} at step {mine[1]} for process "
-                       f"{jax.process_index()}, {said[0]} at step {said[1]} for process 0: expected "
-                       "the same in all processes, on a disk that they share")
+                       f"{jax.process_index()}, {said[0]} at step {said[1]} for process 0: "
+                       "expected the same in all processes, on a disk that they share")
     found.check_finite()
     return found
 
@@ -197,8 +197,8 @@ class Initial:
   def _read(self, step, like):
     init, before = self.init, self._before
     if init.what == "full" and origin_lib.is_file(init.source):
-      raise ValueError(f"init.what is 'full', but '{init.source}' is a file of parameters: expected "
-                       "a run's folder, or init.what='params'")
+      raise ValueError(f"init.what is 'full', but '{init.source}' is a file of parameters: "
+                       "expected a run's folder, or init.what='params'")
     try:
       found = origin_lib.of(init.source, step, like)
     except checkpoint.CheckpointError as e:

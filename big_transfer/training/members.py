@@ -3,6 +3,9 @@
 A run alone is a group of one. What members of a population may differ in is `ARRAY_VALUED`: all
 else is compiled into the program that they share.
 """
+from typing import Any, Mapping
+
+import jax
 import numpy as np
 
 from big_transfer.data import pipeline
@@ -23,6 +26,34 @@ ARRAY_VALUED = ("name", "seed", "label_smoothing", "augment.mixup", "optim.lr",
 
 class NonFiniteError(ArithmeticError):
   """Training diverged; the message says when and what to turn."""
+
+
+def population_key(config: Mapping[str, Any]) -> str:
+  """Returns text that is equal for configs that can be trained as one population."""
+  config = settings_lib.recorded(config)
+  there = {key: (config.get(section) or {}).get(key) is not None
+           for section, key in (("augment", "mixup"), ("optim", "layer_decay"))}
+  return configuring.identity("population", {"config": config, **there},
+                              [f"config.{pattern}" for pattern in ARRAY_VALUED])
+
+
+def check_alike(runs):
+  """Raises ConfigError unless the runs can be one population, on the devices that are here."""
+  if len(runs) == 1:
+    return
+  if jax.process_count() > 1:
+    raise configuring.ConfigError(
+        f"a population of {len(runs)} runs is trained by one process, here are "
+        f"{jax.process_count()}: train the runs one by one")
+  first = runs[0]
+  for run in runs:
+    if population_key(run["config"]) != population_key(first["config"]):
+      changed = configuring.differences(first["config"], run["config"], ARRAY_VALUED)
+      raise configuring.ConfigError(
+          f"{first['workdir']} and {run['workdir']} can't be one population: their configs differ "
+          "in more than what the step takes as arrays\n  " + "\n  ".join(changed) +
+          f"\nOnly {', '.join(ARRAY_VALUED)} may differ, mixup and layer_decay where both "
+          "have them")
 
 
 class Member:

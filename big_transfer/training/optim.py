@@ -112,8 +112,8 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
     if not (key == "momentum" and value is None or _is_number(value) and 0 <= value < 1):
       raise ValueError(f"optim: {key} is {value!r}: expected a number, at least 0 and below 1")
   if layer_decay is not None and not (_is_number(layer_decay) and 0 < layer_decay <= 1):
-    raise ValueError(f"optim: layer_decay is {layer_decay!r}: expected a number above 0 and at most "
-                     "1, or None")
+    raise ValueError(f"optim: layer_decay is {layer_decay!r}: expected a number above 0 and at "
+                     "most 1, or None")
   claimed = trees.first_match([pattern for pattern, _ in rules], names)
   frozen = frozenset(name for name, rule in claimed.items() if rules[rule][1].get("frozen"))
   if len(frozen) == len(claimed):

@@ -85,6 +85,11 @@ def of(source: str | os.PathLike, step: int | None = None, like: Any = None) -> 
   return of_file(source)
 
 
+def find(source: str | os.PathLike, step: int | None = None) -> int:
+  """The step of what `of` reads; any process may ask alone."""
+  return 0 if is_file(source) else checkpoint.find(_run_folder(source) / "checkpoints", step)
+
+
 def of_run(folder: str | os.PathLike, step: int | None = None, like: Any = None) -> Origin:
   """The parameters of a run at its newest good checkpoint, or at `step`; the folder is only read.
 
@@ -92,7 +97,9 @@ def of_run(folder: str | os.PathLike, step: int | None = None, like: Any = None)
     folder: the run's.
     step: of which checkpoint; None for the newest that is good.
     like: a TrainState of `jax.ShapeDtypeStruct` with shardings, if the whole state is to be read,
-      onto devices; all processes have to call it.
+      onto devices.
+
+  All processes have to call it, for the same step.
 
   Raises:
     ValueError: no training left its record there, no checkpoint, or none of that step.

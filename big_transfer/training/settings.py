@@ -81,8 +81,8 @@ class Settings:
       which decides on which: the subsets of one seed are nested, see `data.subset`. What is held
       out stays whole. A name alone will do.
     optim: `lr` (the peak), `rules` (ordered `(regex, {"lr", "wd"})`, or `{"frozen": True}` for
-      what isn't trained), `schedule` (arguments of `schedules.unit_schedule`) and the other arguments of
-      `optim.build`, `layer_decay` among them.
+      what isn't trained), `schedule` (arguments of `schedules.unit_schedule`) and the other
+      arguments of `optim.build`, `layer_decay` among them.
     batch_size: examples a step, over all devices.
     image_size: side of the images, in pixels.
     evals: `{name: {...}}`, see `evaluators`.
@@ -202,8 +202,8 @@ class Augment:
       raise configuring.ConfigError(f"config key 'augment.resize_crop' is {resized!r}: expected "
                                     "pixels, or None")
     if resized is not None and self.inception_crop:
-      raise configuring.ConfigError("config keys 'augment.inception_crop' and 'augment.resize_crop' "
-                                    "are both set: expected one, or none")
+      raise configuring.ConfigError("config keys 'augment.inception_crop' and "
+                                    "'augment.resize_crop' are both set: expected one, or none")
 
   def on_host(self, image_size: int) -> transforms.HostAugment | None:
     """What is done to images on the host; None for nothing."""

@@ -1,6 +1,8 @@
-"""What libraries print of a save that fails, which is told once, by the error that ends the run."""
+"""What libraries say of a save that fails: told once, by the error that ends the run, in a line."""
 import functools
 import logging
+import os
+import re
 import sys
 
 
@@ -26,3 +28,22 @@ def _is_of_nobody(found):
   """Whether an exception is a C++ thread's that found the event loop closed which it was to tell."""
   return (found.object is None and isinstance(found.exc_value, RuntimeError)
           and str(found.exc_value) == "Event loop is closed")
+
+
+def cause(error):
+  """The line of Orbax's error, which may quote a trace, that says why a file wasn't written."""
+  seen = []
+  while error is not None and error not in seen:
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  known = [e for e in seen if isinstance(e, OSError) and e.strerror]
+  if known:
+    return known[-1].strerror
+  if code := re.search(r"os_error_code='(\d+)'", str(seen[0])):  # TensorStore's, with long paths
+    return os.strerror(int(code[1]))
+  return str(seen[0]).splitlines()[0]
+
+
+def is_of_memory(error):
+  """Whether memory, the host's or a device's, was too small for what was to be read."""
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
