@@ -188,8 +188,12 @@ def _in_tar(place: Place) -> Iterable[tuple[bytes, int, int]]:
         while (member := tar.next()) is not None:
           tar.members.clear()  # tarfile keeps them all
           name = member.name.removeprefix("./").removeprefix(f"{place.name}/")
-          if member.isfile() and _is_image(name):
-            yield os.fsencode(name), member.offset_data, member.size
+          if not _is_image(name) or member.isdir():
+            continue
+          if not member.isfile():
+            raise ValueError(f"{member.name!r} in it is a link, without the image; pack it again "
+                             "with --dereference --hard-dereference")
+          yield os.fsencode(name), member.offset_data, member.size
         end = tar.offset
     except tarfile.TarError as error:
       raise ValueError(f"truncated, or no uncompressed tar ({error})") from error

@@ -166,12 +166,18 @@ def _places(root: pathlib.Path, name: str) -> dict[str, Place]:
   found, packed = {}, []
   with os.scandir(root) as entries:
     for entry in entries:
-      is_tar = entry.name.endswith(".tar")
-      if entry.name.endswith((".tar.gz", ".tgz")):
+      lower = entry.name.lower()
+      is_tar = lower.endswith(".tar")
+      if lower.endswith((".tar.gz", ".tgz")):
         packed.append(entry.name)
-      if entry.name.startswith(".") or not (is_tar or entry.is_dir()):
+      if lower.startswith("."):
         continue
-      key = entry.name.removesuffix(".tar")
+      if entry.is_symlink() and not os.path.exists(entry):
+        raise ValueError(f"{name}: {entry.name!r} is a link to {os.readlink(entry)!r}, where "
+                         "nothing is; mend or remove it.")
+      if not (is_tar or entry.is_dir()):
+        continue
+      key = entry.name[:-len(".tar")] if is_tar else entry.name
       if key in found:
         raise ValueError(f"{name}: class {key!r} is there as a tar and as a folder; remove one.")
       stat = entry.stat()

@@ -74,3 +74,5 @@ def open_source(name: str, split: str = "train", **options) -> Source:
     return function(*arguments, **options)
   except TypeError as e:
     raise ValueError(f"source {name!r} can't use its options {options}: {e}") from e
+  except OSError as e:  # no permission, as a rule
+    raise ValueError(f"source {name!r} can't be read: {e}") from e

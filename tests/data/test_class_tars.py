@@ -253,6 +253,29 @@ def test_tars_of_nothing(few, named, message):
     opened(few)
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_tar_are_no_images(few, kind):
+  path = few / f"{wnid(1)}.tar"
+  link = tarfile.TarInfo("again.JPEG")
+  link.type, link.linkname = kind, f"{wnid(1)}_0.JPEG"
+  with tarfile.open(path, "a") as tar:
+    tar.addfile(link)
+  with pytest.raises(ValueError, match="'again.JPEG' in it is a link, .*--hard-dereference"):
+    opened(few)
+
+
+def test_no_class_is_left_out_silently(few, tmp_path):
+  (few / f"{wnid(1)}.tar").rename(few / f"{wnid(1)}.TAR")
+  assert opened(few).class_names == tuple(map(wnid, range(3)))
+  (few / ".hidden").symlink_to(tmp_path / "nothing")
+  assert opened(few).num_classes == 3
+  for name in (f"{wnid(3)}.tar", wnid(3)):
+    (few / name).symlink_to(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=f"'{name}' is a link to .*nothing', where nothing is"):
+      opened(few)
+    (few / name).unlink()
+
+
 def test_a_compressed_tar_is_told(few):
   path = few / f"{wnid(1)}.tar"
   path.write_bytes(gzip.compress(path.read_bytes()))

@@ -1,5 +1,7 @@
 """Sources: what they return, and what they say when something is wrong."""
 import json
+import os
+import pathlib
 
 import cv2
 import numpy as np
@@ -122,6 +124,34 @@ def test_missing_places_are_missing_and_not_broken(folder):
   with pytest.raises(ValueError) as broken:
     open_source(f"folder:{folder}/cat/00.png")
   assert not isinstance(broken.value, examples.MissingError)
+
+
+def test_places_that_may_not_be_read_are_broken(tmp_path, monkeypatch):
+  """Planted, since root, as whom containers run tests, may read everything."""
+  np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8), labels=[0, 1])
+
+  def refuse(path, *arguments, **options):
+    raise PermissionError(13, "Permission denied", str(path))
+  for name in ("iterdir", "open"):
+    monkeypatch.setattr(pathlib.Path, name, refuse)
+  monkeypatch.setattr(os, "scandir", refuse)
+  for kind, path in (("folder", tmp_path), ("tars", tmp_path), ("npz", tmp_path / "a.npz")):
+    with pytest.raises(ValueError, match=f"source '{kind}:.*can't be read: .*denied.*{path}"
+                       ) as broken:
+      open_source(f"{kind}:{path}")
+    assert not isinstance(broken.value, examples.MissingError)
+
+
+def test_a_class_that_cannot_be_listed_is_not_taken_for_empty(folder, monkeypatch):
+  listed = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("cat"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return listed(path)
+  monkeypatch.setattr(os, "scandir", refuse)
+  with pytest.raises(ValueError, match="can't be read: .*denied.*cat"):
+    open_source(f"folder:{folder}")
 
 
 def test_empty_folder_and_unknown_split(folder, tmp_path):
