@@ -6,6 +6,7 @@ the first and last example of each split; `deep` reads every label and decodes s
 Nothing is downloaded, and no state is kept.
 """
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -82,7 +83,7 @@ def examine(tasks: Iterable[tasks_lib.Task], data_dir: str | None = None, deep: 
     ValueError: data_dir is a file. Of the data nothing is raised, it is in the result.
   """
   root = data_root(data_dir)
-  if root.exists() and not root.is_dir():
+  if os.path.isfile(root):
     raise ValueError(f"data_dir {str(root)!r} is a file; expected the folder that holds TFDS's "
                      "datasets.")
   shards = functools.cache(_broken_shards)
@@ -97,7 +98,8 @@ def data_root(data_dir: str | None = None) -> pathlib.Path:
 
 def free_bytes(root: pathlib.Path) -> int:
   """Free space where `root` is, or would be made."""
-  there = next(folder for folder in (root, *root.parents) if folder.exists())
+  # Not Path.exists, which fails below a folder that may not be read.
+  there = next(folder for folder in (root, *root.parents) if os.path.exists(folder))
   return shutil.disk_usage(there).free
 
 
@@ -215,6 +217,8 @@ def _expected(task) -> dict[str, int]:
 def _files_problem(task: tasks_lib.Task, folder: pathlib.Path, shards: Callable) -> str | None:
   """What is wrong with the files of a prepared TFDS dataset, without reading records."""
   import tensorflow_datasets as tfds  # half a second, so not at import
+  for name in ("dataset_info.json", "features.json"):
+    _check_permission(folder / name)
   try:
     info = tfds.builder_from_directory(folder).info
   except Exception as error:  # of any type, from a file that is no JSON or lacks a field
@@ -268,6 +272,7 @@ def _broken_shard(file: str, expected: int) -> str | None:
   from array_record.python import array_record_module
   if not pathlib.Path(file).exists():
     return f"file {file!r} is missing"
+  _check_permission(file)
   try:
     reader = array_record_module.ArrayRecordReader(file)
     count = reader.num_records()
@@ -276,6 +281,12 @@ def _broken_shard(file: str, expected: int) -> str | None:
     return f"file {file!r} can't be read ({error})"
   return None if count == expected else (
       f"file {file!r} has {count:,} records; expected {expected:,}")
+
+
+def _check_permission(file: str | pathlib.Path) -> None:
+  """Raises PermissionError if a file may not be read, which preparing it again would not mend."""
+  with contextlib.suppress(FileNotFoundError), open(file, "rb"):
+    pass
 
 
 def _sample(task, split: str, source: Source) -> list[int]:

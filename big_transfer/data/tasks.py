@@ -242,10 +242,12 @@ def resolve(task: str | Mapping | Task) -> Task:
     return _variant(name, variant or "full")
   fields = {k: dict(v) if isinstance(v, Mapping) else v for k, v in task.items()}
   known = [field.name for field in dataclasses.fields(Task)]
-  for key in fields:
+  for key, value in fields.items():
     if key not in known:
       raise ValueError(f"task {fields.get('name', '')!r} has an unknown field {key!r}: "
                        f"{did_you_mean(key, known)}")
+    if key != "options" and not isinstance(value, str) and (key, value) != ("validation", None):
+      raise ValueError(f"task {fields.get('name', '')!r}: {key} is {value!r}; expected a text")
   if "name" not in fields:
     raise ValueError(f"a task without a name, {fields}; expected a mapping with 'name'.")
   if fields["name"] in TASKS:

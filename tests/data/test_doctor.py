@@ -279,6 +279,29 @@ def test_a_spoilt_info_of_any_version(damaged):
   assert found.state == "broken" and found.aside is None
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "array_record-00000"])
+def test_what_may_not_be_read_need_not_be_prepared_again(damaged, monkeypatch, name):
+  """Planted, since root, as whom containers run tests, may read everything."""
+  opened = open
+
+  def refuse(file, *arguments, **options):
+    if name in str(file):
+      raise PermissionError(13, "Permission denied", str(file))
+    return opened(file, *arguments, **options)
+  monkeypatch.setattr("builtins.open", refuse)
+  found = examine(damaged)
+  assert found.state == "broken" and re.search(f"Permission denied: .*{name}", found.reason)
+  assert found.command is None and found.aside is None
+
+
+def test_a_folder_below_one_that_may_not_be_read(tmp_path, monkeypatch, capsys):
+  def refuse(path, **options):
+    raise PermissionError(13, "Permission denied", str(path))
+  monkeypatch.setattr(pathlib.Path, "stat", refuse)
+  status, out = run(capsys, "--data-dir", tmp_path / "inside", "--task", "uc_merced")
+  assert status == 1 and re.search("broken +uc_merced +.*Permission denied", out), out
+
+
 def test_a_mistake_in_a_task_asks_for_no_new_data(planted):
   found = examine(planted, {"name": "uc_merced", "train": "trian"})
   assert found.state == "broken" and "no split 'trian': did you mean 'train'" in found.reason

@@ -141,6 +141,8 @@ def test_a_mapping_describes_a_task_of_ones_own(folder):
     ({"source": "digits"}, "without a name"),
     ({"name": "digits", "tset": "x"}, "unknown field 'tset': did you mean 'test'"),
     ({"name": "cats"}, "task 'cats' has no source"),
+    ({"name": 5}, "task 5: name is 5; expected a text"),
+    ({"name": "cats", "source": "digits", "train": 0.5}, "task 'cats': train is 0.5; expected"),
 ])
 def test_errors(task, message):
   with pytest.raises(ValueError, match=message):
