@@ -41,6 +41,10 @@ _UNIT = (*((f"conv{i}/kernel", f"{letter}/standardized_conv2d/kernel")
 _BIT = {"root_block/conv_root/kernel": "root_block/standardized_conv2d/kernel",
         "norm-pre-head/scale": "group_norm/gamma", "norm-pre-head/bias": "group_norm/beta",
         "head/kernel": "head/conv2d/kernel", "head/bias": "head/conv2d/bias"}
+# How many axes the arrays have that tell a model's settings.
+_AXES = ((r"(embedding|stem|root_block/conv_root)/kernel", 4), (r"pos_embedding|cls", 3),
+         (r".*/(query|key|value|out)/kernel", 3), (r"(.*/Dense_\d|pre_logits|head)/kernel", 2),
+         (r"head/bias", 1))
 _GROUP_NORM = re.compile(r"(.*/gn\d|norm-pre-head)/(scale|bias)")
 # What files of other models hold, and what to say of them.
 _REFUSED = (
@@ -118,6 +122,9 @@ def our_arrays(params: Mapping[str, np.ndarray], names: Mapping[str, str]
   Args:
     params: of our names, as the file holds them.
     names: what `our_names` gave for the file.
+
+  Raises:
+    LayoutError: an array with another number of axes.
   """
   params = _unstacked(params)
   for name, value in params.items():
@@ -125,6 +132,9 @@ def our_arrays(params: Mapping[str, np.ndarray], names: Mapping[str, str]
       params[name] = value.reshape(-1)
     if name == "head/kernel" and value.ndim == 4 and value.shape[:2] == (1, 1):
       params[name] = value[0, 0]
+    for pattern, axes in _AXES:
+      if re.fullmatch(pattern, name) and params[name].ndim != axes:
+        raise LayoutError(f"{name!r} has shape {value.shape}, expected ndim {axes}")
   of_vit_jax = any("posembed_input" in name for name in names)
   if "cls" in params and POSITIONS in params and not of_vit_jax:
     params[POSITIONS] = _with_class_row(params[POSITIONS])

@@ -10,6 +10,7 @@ while it is. Nothing in it is ever executed: no pickle is read or written.
 """
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -276,6 +277,8 @@ def _write(path: str | os.PathLike, data: bytes, compare: Callable[[dict], float
   partial = f"{inner}.{uuid.uuid4().hex[:8]}.partial"
   try:
     with _told(path, "written"):
+      if not inner or filesystem.isdir(inner):  # which the file would be moved into
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file in it")
       filesystem.makedirs(inner.rpartition("/")[0], exist_ok=True)
       filesystem.pipe_file(partial, data)
       data = filesystem.cat_file(partial)

@@ -236,6 +236,11 @@ class _Trap:
     ("Transformer/encoderblock_1/LayerNorm_1/scale", np.ones(32), "two parameters called"),
     ("MAPHead_0/probe", np.ones((1, 1, 32)), "MAP head.*class token"),
     ("probe", np.ones((1, 1, 32)), "MAP head"),
+    ("embedding/kernel", np.ones((192, 32)), r"'embedding/kernel' has shape \(192, 32\).* ndim 4"),
+    ("head/bias", np.float32(1), r"'head/bias' has shape \(\), expected ndim 1"),
+    ("Transformer/posembed_input/pos_embedding", np.ones((17, 32)), "'pos_embedding' has.* ndim 3"),
+    ("Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel", np.ones((32, 32)),
+     "query/kernel' has shape .* ndim 3"),
     ("gn_root/scale", np.ones(32), "a hybrid")])
 def test_a_bad_array_is_named(tmp_path, name, value, says):
   path = tmp_path / "a.npz"
@@ -322,5 +327,9 @@ def test_what_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match="file/a.npz' can't be written: File exists"):
     published.save(tmp_path / "file/a.npz", examples.params("gap"))
+  (tmp_path / "folder.npz").mkdir()
+  with pytest.raises(ValueError, match="folder.npz' can't be written: it is a folder; name a file"):
+    published.save(tmp_path / "folder.npz", examples.params("gap"))
+  assert not list((tmp_path / "folder.npz").iterdir())
 
 
