@@ -178,6 +178,15 @@ def test_a_corrupt_image_names_file_and_index(tmp_path, suffix, keep):
     source[1]
 
 
+def test_pixels_are_taken_as_they_are_stored():
+  """An EXIF segment that says "turn me by 90 degrees" (orientation, tag 0x112, is 6)."""
+  jpeg = cv2.imencode(".jpg", np.zeros((8, 16, 3), np.uint8))[1].tobytes()
+  exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+  turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+  assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (16, 8, 3)
+  assert examples.decode_image(turned, "here").shape == (8, 16, 3)
+
+
 def test_grey_and_transparent_images_get_three_channels(tmp_path):
   (tmp_path / "d" / "a").mkdir(parents=True)
   cv2.imwrite(str(tmp_path / "d" / "a" / "0.png"), np.full((5, 5), 9, np.uint8))
