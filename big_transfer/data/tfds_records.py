@@ -52,7 +52,7 @@ class TfdsSource:
                        f"expected 'array_record'. Prepare them again: "
                        f"{_command(name, self._folder.parent.parent)}")
     self._records, counted = self._open(info)
-    self._feature(info, image_key)
+    self._check_image(info)
     self.num_classes, self.class_names = self._classes(info, label, num_classes)
     self.spec = {"name": self.name, "split": split, "version": str(info.version),
                  "config": info.config_name, "image_key": image_key, "label_key": label_key,
@@ -61,6 +61,13 @@ class TfdsSource:
                  "changed": max(p.stat().st_mtime_ns for p in self._folder.iterdir()),
                  **({"label": label} if label else {}),
                  **({"image_scale": image_scale} if image_scale != 1 else {})}
+
+  def _check_image(self, info) -> None:
+    from tensorflow_datasets import features
+    feature = self._feature(info, self._image_key)
+    if not isinstance(feature, features.Image):  # which alone is stored as a file
+      raise ValueError(f"{self.name}: feature {self._image_key!r} is a {type(feature).__name__}; "
+                       "expected an Image. Name the image's feature with the option image_key.")
 
   def _classes(self, info, label: str | None, num_classes: int | None):
     """The number of classes and their names, if they have any."""

@@ -159,6 +159,8 @@ def test_labels_that_are_no_class_label(numbered):
     ({"label_key": "of", "num_classes": 2}, "'of' is a FeaturesDict; expected a ClassLabel"),
     ({"label_key": "of/knd"}, "no feature 'of/knd'"),
     ({"label_key": "number/kind"}, "no feature 'number/kind'"),
+    ({"image_key": "number"}, "'number' is a Scalar; expected an Image"),
+    ({"image_key": "kinds"}, "'kinds' is a Sequence; expected an Image"),
     ({"label_key": "of/kind", "num_classes": 3}, "'of/kind' has 2 classes, num_classes is 3"),
 ])
 def test_errors_of_labels(numbered, options, message):
