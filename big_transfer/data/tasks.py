@@ -271,7 +271,8 @@ def _variant(name: str, variant: str) -> Task:
 def _override(fields: dict) -> Task:
   """A known task with other fields; a variant's name alone never relabels other splits."""
   name, variant = fields["name"], fields.get("variant", "full")
-  same = dataset(fields.get("source", TASKS[name].source)) == dataset(TASKS[name].source)
+  own = dataset(TASKS[name].source)  # with or without its configuration
+  same = dataset(fields.get("source", own)) in (own, own.partition("/")[0])
   if same and ((name, variant) in VARIANTS or not set(fields) - {"name", "variant"}):
     base = _variant(name, variant)
   elif any(variant == v for _, v in VARIANTS) and not {"train", "test"} <= set(fields):

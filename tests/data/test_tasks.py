@@ -84,6 +84,9 @@ def test_a_variant_never_relabels_other_splits():
 def test_another_version_of_the_same_dataset_keeps_options_and_splits():
   task = tasks.resolve({"name": "clevr_count", "source": "tfds:clevr:3.0.0"})
   assert task.options == {"label": "clevr_count"} and task.test == "validation"
+  land = tasks.resolve({"name": "eurosat", "source": "tfds:eurosat"})  # whatever is prepared
+  assert (land.source, land.train, land.test) == ("tfds:eurosat", "train[:80%]", "train[80%:]")
+  assert tasks.resolve({"name": "eurosat", "source": "tfds:eurosat/all"}).train == "train"
   small = tasks.resolve({"name": "clevr_count", "variant": "vtab1k", "source": "tfds:clevr"})
   assert small.train == "train[:800]+train[63000:63200]" and small.source == "tfds:clevr"
 
