@@ -17,6 +17,7 @@ import sys
 
 from big_transfer.data import doctor
 from big_transfer.data import tasks as tasks_lib
+from big_transfer.data import tfds_records
 
 DEEP = "read every label, decode some examples of every file, print VTAB-1k's fingerprints"
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     found = doctor.examine(chosen, flags.data_dir, flags.deep)
   except ValueError as error:
     parser.error(str(error))
-  root = doctor.data_root(flags.data_dir)
+  root = tfds_records.data_root(flags.data_dir)
   if flags.commands:
     lines = doctor.script(found)
     print("\n".join(lines or ["# nothing to prepare"]))

@@ -22,6 +22,7 @@ import numpy as np
 from big_transfer.data import catalog
 from big_transfer.data import tasks as tasks_lib
 from big_transfer.data.examples import MissingError, Source
+from big_transfer.data.tfds_records import data_root
 
 SPLITS = ("train", "validation", "test")
 SAMPLE = 4  # examples of each shard that `deep` decodes
@@ -76,11 +77,11 @@ def examine(tasks: Iterable[tasks_lib.Task], data_dir: str | None = None, deep: 
 
   Args:
     tasks: which.
-    data_dir: where TFDS's datasets are; see `data_root`.
+    data_dir: where TFDS's datasets are; see `tfds_records.data_root`.
     deep: read all labels, decode some of every shard, and take the fingerprint of VTAB-1k.
 
   Raises:
-    ValueError: data_dir is a file. Of the data nothing is raised, it is in the result.
+    ValueError: data_dir is a file, or a URL. Of the data nothing is raised, it is in the result.
   """
   root = data_root(data_dir)
   if os.path.isfile(root):
@@ -88,12 +89,6 @@ def examine(tasks: Iterable[tasks_lib.Task], data_dir: str | None = None, deep: 
                      "datasets.")
   shards = functools.cache(_broken_shards)
   return [_examine(_placed(task, data_dir), deep, shards) for task in tasks]
-
-
-def data_root(data_dir: str | None = None) -> pathlib.Path:
-  """Where TFDS's datasets are: data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-  root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-  return root.expanduser().absolute()
 
 
 def free_bytes(root: pathlib.Path) -> int:

@@ -240,11 +240,23 @@ def _info(folder: str):
   return tfds.builder_from_directory(folder).info
 
 
+def data_root(data_dir: str | None = None) -> pathlib.Path:
+  """Where TFDS's datasets are: data_dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+  Raises:
+    ValueError: it is a URL; ArrayRecord files are read from folders alone.
+  """
+  root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+  if "://" in root:
+    raise ValueError(f"datasets are in {root!r}, by data_dir or TFDS_DATA_DIR; expected a folder "
+                     "of this machine. Copy them into one, or mount the bucket.")
+  return pathlib.Path(root).expanduser().absolute()
+
+
 def _find(name: str, data_dir: str | None) -> pathlib.Path:
   """The folder of a prepared dataset, with its version."""
   path, _, version = name.partition(":")
-  root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-  root = root.expanduser().absolute()
+  root = data_root(data_dir)
   folder = root / path
   if not folder.is_dir():
     there = sorted(d.name for d in root.iterdir() if d.is_dir()) if root.is_dir() else []

@@ -168,6 +168,11 @@ def test_errors_of_labels(numbered, options, message):
     open_source(**numbered, **options)
 
 
+def test_datasets_in_a_bucket_are_not_read():
+  with pytest.raises(ValueError, match="datasets are in 'gs://bucket', .*expected a folder"):
+    open_source("tfds:numbered", data_dir="gs://bucket")
+
+
 def test_a_list_of_labels_is_not_a_label(numbered):
   with pytest.raises(ValueError, match="example 0: 2 integers in feature 'kinds'; expected one"):
     open_source(**numbered, label_key="kinds").labels
