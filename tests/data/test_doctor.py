@@ -340,7 +340,7 @@ def test_a_corrupt_picture_in_a_folder(folder):
     (["--task", "birds:vtab1k"], "has no variant 'vtab1k'"),
     (["--task", '{"name": 3'], "is no JSON"),
     (["--data-dir", __file__], "is a file; expected the folder"),
-    (["--data-dir", "gs://bucket/tfds"], "datasets are in 'gs://bucket/tfds', .* expected a folder"),
+    (["--data-dir", "gs://bucket/tfds"], "datasets are in .gs://bucket/tfds.*expected a folder"),
     (["--json", "--commands"], "not allowed with"),
 ])
 def test_wrong_command_lines_exit_with_2(capsys, words, message):
