@@ -236,9 +236,9 @@ def initial(config: Mapping) -> Init | None:
 def recorded(config: Mapping) -> dict[str, Any]:
   """A config, plain, as a run records it and is named by: without keys that stand for nothing.
 
-  Such are a length, a name or a fraction that isn't given, blocks that run one by one, or an axis
-  of the mesh that splits nothing: then the config says what one said that was written before there
-  was the key.
+  Such are a length, a name or a fraction that isn't given, blocks that run one by one, an axis of
+  the mesh that splits nothing, or probes that ask for all their tasks: then the config says what
+  one said that was written before there was the key.
   """
   config = configuring.plain(config)
   config = {key: value for key, value in config.items()
@@ -249,6 +249,9 @@ def recorded(config: Mapping) -> dict[str, Any]:
   optim = config.get("optim")
   if isinstance(optim, dict) and isinstance(optim.get("rules"), list):
     config["optim"] = {**optim, "rules": [_without_false(rule) for rule in optim["rules"]]}
+  if isinstance(config.get("evals"), dict):
+    config["evals"] = {name: _without_missing(section)
+                       for name, section in config["evals"].items()}
   if isinstance(config.get("mesh"), dict):
     config["mesh"] = {axis: size for axis, size in config["mesh"].items()
                       if axis == "data" or size != 1}
@@ -257,6 +260,12 @@ def recorded(config: Mapping) -> dict[str, Any]:
     subset.check(upstream.get("fraction", 1), upstream.get("fraction_seed", 0))
     config["upstream"] = {key: value for key, value in upstream.items() if key not in _PART}
   return config
+
+
+def _without_missing(section):
+  if not isinstance(section, dict) or section.get("missing") != "error":
+    return section
+  return {key: value for key, value in section.items() if key != "missing"}
 
 
 def _without_false(rule):

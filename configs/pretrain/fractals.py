@@ -48,7 +48,8 @@ def get_config(model="vit"):
   config.evals = dict(
       upstream=dict(kind="classification", every=100),
       probes=dict(kind="fewshot", every=200, shots=(1, 5, 10, 25), seeds=(0, 1, 2), l2=(1024.0,),
-                  layers=("pre_logits",), tasks=("fractals_unseen", "digits", "sprites_location")))
+                  layers=("pre_logits",), tasks=("fractals_unseen", "digits", "sprites_location"),
+                  missing="error"))
   config.log_every = 20
   config.checkpoint = dict(every=100, keep=2)
   config.sinks = None  # or "tensorboard", "wandb"

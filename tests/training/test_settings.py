@@ -16,6 +16,11 @@ def test_keys_that_stand_for_nothing_leave_a_runs_identity_as_it_was():
   assert now == {**before, "mesh": {"data": -1}}
   for key, value in (("scan", True), ("remat", "full")):
     assert settings.recorded({**before, "model": {**model, key: value}})["model"][key] == value
+  for missing, recorded in (("error", before["evals"]["probes"]),
+                            ("skip", {**before["evals"]["probes"], "missing": "skip"})):
+    probes = {**before["evals"]["probes"], "missing": missing}
+    assert settings.recorded({**before, "evals": {"probes": probes}})["evals"] == {
+        "probes": recorded}
 
 
 @pytest.mark.parametrize("changes, message", [
