@@ -29,12 +29,14 @@ def test_commands_of_the_readme_explain_themselves(module):
 
 def test_config_keys_in_the_readme_can_be_set():
   text = (ROOT / "README.md").read_text()
-  config = configuring.load(ROOT / "configs/pretrain/fractals.py")
+  pretrain = configuring.load(ROOT / "configs/pretrain/fractals.py")
+  transfer = configuring.load(f"{ROOT}/configs/transfer/vit.py:digits,32")
   quoted = re.findall(r"'--config\.([^=']+)=([^']*)'", text)  # as a shell wants brackets quoted
   bare = re.findall(r"(?<!')--config\.([\w.]+)=([^\s'`]+)", text)
   found = quoted + bare
   assert len(found) > 5
   for path, value in found:
+    config = transfer if path.startswith("init") or path.endswith("layer_decay") else pretrain
     configuring.override(config, configuring.parse_values(config, {path: value}))
 
 

@@ -63,7 +63,8 @@ def get_config(argument="cifar10"):
   config.loss = "softmax_xent"
   config.label_smoothing = 0.0
   config.optim = dict(
-      name="sgd", momentum=0.9, lr=0.2 if small else 0.01, clip=1.0, rules=((".*", dict(wd=0.0)),),
+      name="sgd", momentum=0.9, lr=0.2 if small else 0.01, clip=1.0, layer_decay=None,
+      rules=((".*", dict(wd=0.0)),),
       schedule=dict(name="cosine", warmup_steps=min(500, steps // 5)))
   config.augment = dict(
       crop_padding=2 if small else 0, flip=not task.name.startswith(ORIENTED), mixup=None,
