@@ -17,6 +17,8 @@ import fnmatch
 import json
 import pathlib
 
+import pyarrow as pa
+
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 from big_transfer.study import table
@@ -40,12 +42,12 @@ class Join:
     base: id of the pre-trained run.
     step: of that run, its last.
     folder: of the fine-tuning run.
-    recipe: its config as {dotted key: JSON}, but for what makes no recipe.
+    recipe: its config as sorted (dotted key, JSON) pairs, but for what makes no recipe.
   """
   base: str
   step: int
   folder: pathlib.Path
-  recipe: dict[str, str]
+  recipe: tuple[tuple[str, str], ...]
 
 
 def is_tuned(run):
@@ -105,6 +107,7 @@ def joins(tuned, bases, unfinished, recipe=""):
     by_identity.setdefault((run.get("parameters_from") or {}).get("identity"), name)
   by_identity |= {name: name for name in bases}
   found, lost = [], collections.Counter()
+  recipes = {}  # each once: of 100,000 runs there are few
   for run, folder in tuned.values():
     source = _source(run, folder)
     base = by_identity.get(source["identity"])
@@ -117,7 +120,8 @@ def joins(tuned, bases, unfinished, recipe=""):
     if reason:
       lost[reason] += 1
     else:
-      found.append(Join(base, source["step"], folder, _recipe(folder, source)))
+      mine = _recipe(folder, source)
+      found.append(Join(base, source["step"], folder, recipes.setdefault(mine, mine)))
   if recipe:
     kept = _of_recipe(found, recipe)
     lost += collections.Counter({f"fine-tuned otherwise than by --recipe {recipe}":
@@ -137,7 +141,7 @@ def _source(run, folder):
 
 
 def _recipe(folder, source):
-  """A fine-tuning run's config, flat, without what makes no recipe."""
+  """`Join.recipe` of a fine-tuning run."""
   path = folder / records.CONFIG
   try:
     config = dict(json.loads(path.read_text())) if path.is_file() else {}
@@ -148,24 +152,27 @@ def _recipe(folder, source):
   model = config.get("model") or {}
   # What it has of the pre-trained run's model, it has from that.
   config["model"] = {key: value for key, value in model.items() if of_base.get(key) != value}
-  return {key: json.dumps(value, sort_keys=True) for key, value in leaves(config)
-          if not any(fnmatch.fnmatchcase(key, pattern) for pattern in _NO_RECIPE)}
+  return tuple(sorted(
+      (key, json.dumps(value, sort_keys=True)) for key, value in leaves(config)
+      if not any(fnmatch.fnmatchcase(key, pattern) for pattern in _NO_RECIPE)))
 
 
 def _of_recipe(found, text):
   """Those whose config has all of KEY=VALUE,... ."""
   for pair in text.split(","):
     key, equals, value = (part.strip() for part in pair.partition("="))
-    known = sorted({name for join in found for name in join.recipe})
+    recipes = {join.recipe: dict(join.recipe) for join in found}
+    known = sorted({name for recipe in recipes.values() for name in recipe})
     if not equals or key not in known:
       near = difflib.get_close_matches(key, known, 1)
       raise ValueError(f"--recipe: expected KEY=VALUE,... of the configs of fine-tuning runs, got "
                        f"{pair!r}; " + (f"did you mean {near[0]}? " if near else "")
                        + f"their keys are {', '.join(known) or 'none: no such run is here'}")
-    kept = [join for join in found if _plain(join.recipe.get(key, "null")) == _plain(value)]
+    values = {recipe: own.get(key, "null") for recipe, own in recipes.items()}
+    kept = [join for join in found if _plain(values[join.recipe]) == _plain(value)]
     if not kept:
       raise ValueError(f"--recipe: no fine-tuning run has {key}={value}; there are "
-                       + ", ".join(sorted({join.recipe.get(key, "null") for join in found})))
+                       + ", ".join(sorted(set(values.values()))))
     found = kept
   return found
 
@@ -201,17 +208,18 @@ def choose(database, found):
       f"SELECT DISTINCT measured_in, seed, {', '.join(OF_A_CELL)} FROM measured JOIN runs "
       "USING (file) WHERE tuned AND metric = 'accuracy' ORDER BY ALL").fetchall():
     by_cell[tuple(cell)].append((seed, places[folder]))
-  lost, notes, kept = collections.Counter(), [], set()
+  lost, notes, kept, others = collections.Counter(), [], set(), []
   for cell, measured in by_cell.items():
     chosen, reasons, note = _choose(found, measured)
     lost += reasons
     notes += [f"{table.name_of(*cell)}: {note}"] if note else []
-    for i in {i for _, i in measured} - chosen:
-      database.execute(
-          "DELETE FROM measured WHERE file = ? AND " + " AND ".join(
-              f"{name} IS NOT DISTINCT FROM ?" for name in OF_A_CELL),
-          [files[str(found[i].folder)], *cell])
+    others += [(files[str(found[i].folder)], *cell) for i in {i for _, i in measured} - chosen]
     kept |= {i for _, i in measured}
+  names = ("file", *OF_A_CELL)
+  database.register("others", pa.table(
+      {name: pa.array([line[i] for line in others], pa.string()) for i, name in enumerate(names)}))
+  database.execute("DELETE FROM measured USING others WHERE " + " AND ".join(
+      f"measured.{name} IS NOT DISTINCT FROM others.{name}" for name in names))
   lost += collections.Counter({NO_ROWS: len(found) - len(kept)})
   database.execute("UPDATE measured SET step = r.final, examples = r.examples_seen FROM runs r "
                    "WHERE r.file = measured.file AND r.tuned")
@@ -222,16 +230,16 @@ def _choose(found, measured):
   """(indices of the joins that count on one task, counter of reasons, a warning or None)."""
   of_recipe = collections.defaultdict(set)  # recipe -> pre-trained runs
   for _, i in measured:
-    of_recipe[_key(found[i])].add(found[i].base)
-  words = _words([dict(recipe) for recipe in of_recipe])
+    of_recipe[found[i].recipe].add(found[i].base)
+  words = _words(of_recipe)
   order = sorted(of_recipe, key=lambda recipe: (-len(of_recipe[recipe]), words[recipe], recipe))
   best = {}
   for recipe in reversed(order):
     best |= dict.fromkeys(of_recipe[recipe], recipe)
   chosen, reasons, seen = set(), collections.Counter(), set()
   for seed, i in measured:
-    join, recipe = found[i], _key(found[i])
-    if recipe != best[join.base]:
+    join = found[i]
+    if join.recipe != best[join.base]:
       reasons[OTHER_RECIPE] += 1
     elif (join.base, seed) in seen:
       reasons[SAME_SEED] += 1
@@ -256,17 +264,14 @@ def _runs(number, kind):
   return f"{number} {kind} run{'s' * (number != 1)}"
 
 
-def _key(join):
-  return tuple(sorted(join.recipe.items()))
-
-
 def _words(recipes):
   """{recipe: what tells it from the others, in words}."""
-  keys = sorted({key for recipe in recipes for key in recipe})
-  differ = [key for key in keys if len({recipe.get(key) for recipe in recipes}) > 1]
-  return {tuple(sorted(recipe.items())): ", ".join(
-      f"{key}={_short(recipe.get(key, 'null'))}" for key in differ[:_MOST_KEYS])
-          + (", …" if len(differ) > _MOST_KEYS else "") for recipe in recipes}
+  settings = {recipe: dict(recipe) for recipe in recipes}
+  keys = sorted({key for own in settings.values() for key in own})
+  differ = [key for key in keys if len({own.get(key) for own in settings.values()}) > 1]
+  return {recipe: ", ".join(
+      f"{key}={_short(own.get(key, 'null'))}" for key in differ[:_MOST_KEYS])
+          + (", …" if len(differ) > _MOST_KEYS else "") for recipe, own in settings.items()}
 
 
 def _short(text):

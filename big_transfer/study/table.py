@@ -331,6 +331,12 @@ _DOUBLED = ("evaluator = 'finetune' AND EXISTS (FROM ds other WHERE other.evalua
             "AND other.run_id = ds.run_id AND other.step = ds.step "
             + "".join(f"AND other.{name} IS NOT DISTINCT FROM ds.{name} "
                       for name in ("task", "variant", "setting")) + ")")
+# Measured at that step or later; a skipped task has one row, whatever its probes would have been.
+_SINCE = ("ds.step >= rows.step AND " + " AND ".join(
+    f"ds.{name} IS NOT DISTINCT FROM rows.{name}"
+    for name in ("run_id", "evaluator", "task", "variant", "setting"))
+          + " AND (rows.status = 'skipped' OR " + " AND ".join(
+              f"ds.{name} IS NOT DISTINCT FROM rows.{name}" for name in ("shots", "seed")) + ")")
 _PREFERRED = f"DELETE FROM ds WHERE {_DOUBLED}"
 
 
@@ -355,14 +361,17 @@ def unused(rows):
   Returns:
     Dicts with source, task, points and reason (`external.LEFT_OUT_COLUMNS`): tasks that were
     skipped or diverged, a line a reason, and fine-tuned heads where a linear probe is there too.
+    What was measured at that step or later after all isn't told, nor anything twice for its steps.
   """
   with duckdb.connect() as database:
     _take(database, rows)
     lines = database.execute(
-        "SELECT task, variant, setting, count(*), count(DISTINCT run_id), status, reason FROM rows "
+        "SELECT task, variant, setting, count(DISTINCT (run_id, shots, seed, l2)), "
+        "count(DISTINCT run_id), status, reason FROM rows "
         f"WHERE evaluator IN {DOWNSTREAM} AND {_OF_PRE_LOGITS} AND (metric = 'accuracy' "
         "OR status = 'skipped') AND (NOT coalesce(isfinite(value), false) "
-        "OR coalesce(status, 'ok') <> 'ok') GROUP BY ALL ORDER BY ALL").fetchall()
+        f"OR coalesce(status, 'ok') <> 'ok') AND NOT EXISTS (FROM ds WHERE {_SINCE}) "
+        "GROUP BY ALL ORDER BY ALL").fetchall()
     lines += database.execute(
         "SELECT task, variant, setting, count(*), count(DISTINCT run_id), 'not used', 'a linear "
         f"probe on all examples counts, not the head that was trained' FROM ds WHERE {_DOUBLED} "
