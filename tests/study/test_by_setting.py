@@ -13,7 +13,7 @@ RUNS = 40
 
 def _points(ds, us_U, variant="full", **runs):
   """`table.Points`; ds: {(task, setting, shots): (U,)}, NaN leaves a run out."""
-  alone = planted_points.make(us_U, {"x": us_U}, family=["vit"] * len(us_U), **runs)
+  alone = planted_points.make(us_U, {"x": us_U}, **{"family": ["vit"] * len(us_U)} | runs)
   ids = alone.of_runs("run_id")
   parts = []
   for (task, setting, shots), ds_U in ds.items():
@@ -146,6 +146,19 @@ def test_the_figure_joins_the_means_of_each_share_of_the_data():
   names = [name for name, _ in figures.catalogue(
       points, {}, shots=5, which="main")]
   assert names == ["overview", "pets", "pets_finetune", "settings"]
+
+
+def test_the_figure_has_lines_for_each_family():
+  us_U = np.array([0.2, 0.3, 0.6, 0.7, 0.5])
+  points = _points({("pets", "fewshot", 5): us_U, ("pets", "finetune", None): us_U}, us_U,
+                   upstream_fraction=[0.1, 1.0, 0.1, 1.0, 1.0],
+                   family=["mixer", "mixer", "vit", "vit", "resnet"])
+  means = [(row["family"], row["fraction"], row["ds"]) for row in drawing.rows(points)
+           if row["mark"] != "run" and row["setting"] == "fine-tuned"]
+  # The one ResNet makes no line, and no line's end is a mean of two families.
+  assert means == [("Mixer", 0.1, 0.2), ("Mixer", 1.0, 0.3), ("ViT", 0.1, 0.6), ("ViT", 1.0, 0.7)]
+  dashes = drawing.settings(points)["spec"]["layer"][1]["encoding"]["strokeDash"]
+  assert dashes["sort"] == ["ViT", "Mixer"] and dashes["legend"]
 
 
 def test_a_figure_of_many_runs_draws_a_part_of_them():

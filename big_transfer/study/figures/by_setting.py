@@ -34,11 +34,17 @@ def _looks(measures):
   return looks
 
 
-def _means(view, fraction_N):
-  """(fraction, mean us, mean ds) of the runs at each share of the upstream data."""
-  for fraction in np.unique(fraction_N[np.isfinite(fraction_N)]):
-    mine = fraction_N == fraction
-    yield float(fraction), float(view.us[mine].mean()), float(view.ds[mine].mean())
+def _means(view, fraction_N, family_N):
+  """(family, fraction, mean us, mean ds) of its runs at each share of the upstream data, if several.
+
+  Runs of two families that differ upstream would make a line of means over both run from a family
+  to the other.
+  """
+  for family in sorted(set(family_N)):
+    shares = np.unique(fraction_N[(family_N == family) & np.isfinite(fraction_N)])
+    for fraction in shares if shares.size > 1 else ():
+      mine = (family_N == family) & (fraction_N == fraction)
+      yield family, float(fraction), float(view.us[mine].mean()), float(view.ds[mine].mean())
 
 
 def rows(points):
@@ -50,21 +56,21 @@ def rows(points):
   most = max(_LEAST_MARKS, MOST_MARKS // cells)
   looks = _looks(table.measures(view.cell for views in tasks.values() for view in views))
   of = {name: points.of_runs(name) for name in ("upstream_fraction", "model", "run_name")}
+  family_U, _ = style.families(points)
   made = []
   for (upstream, task, variant), views in tasks.items():
     panel = style.cell_name([upstream, task, variant, None])
     for view in views:
       common = {"panel": panel, "upstream": upstream or "upstream",
                 "setting": looks[table.measure(view.cell)][0]}
-      fraction_N = of["upstream_fraction"][view.run]
+      fraction_N, family_N = of["upstream_fraction"][view.run], family_U[view.run]
       made += [common | {
           "mark": "run", "us": round(float(view.us[n]), 5), "ds": round(float(view.ds[n]), 5),
-          "fraction": _known(fraction_N[n]), "model": of["model"][view.run[n]],
+          "family": family_N[n], "fraction": _known(fraction_N[n]), "model": of["model"][view.run[n]],
           "run": of["run_name"][view.run[n]]} for n in style.thinned(view.us.size, most)]
-      means = list(_means(view, fraction_N))
-      made += [common | {"mark": _MEAN, "us": round(us, 5), "ds": round(ds, 5),
+      made += [common | {"mark": _MEAN, "us": round(us, 5), "ds": round(ds, 5), "family": family,
                          "fraction": fraction, "model": None, "run": None}
-               for fraction, us, ds in means if len(means) > 1]
+               for family, fraction, us, ds in _means(view, fraction_N, family_N)]
   return made
 
 
@@ -75,8 +81,8 @@ def _known(value):
 def settings(points, *, upstream=None):
   """Downstream against upstream accuracy of the same runs, by how the task was learnt.
 
-  A panel a task, a colour a setting; a line joins the means of the runs at each share of the
-  upstream data, from the smallest to the largest.
+  A panel a task, a colour a setting; a line joins the means of a family's runs at each share of
+  the upstream data, from the smallest to the largest.
 
   Args:
     points: a `table.Points`.
@@ -101,6 +107,11 @@ def settings(points, *, upstream=None):
                               if row["mark"] == "run")
   crowded = max(marks.values()) > _CROWD
   is_mean = altair.datum.mark == _MEAN
+  families = [name for name in style.families(points)[1]
+              if any((row["mark"], row["family"]) == (_MEAN, name) for row in made)]
+  dashes = altair.StrokeDash(
+      "family:N", title="Means of", sort=families,
+      legend=altair.Legend(symbolType="stroke") if len(families) > 1 else None)
   chart = altair.layer(
       altair.Chart().transform_filter(altair.datum.mark == "run").mark_point(
           filled=True, size=12 if crowded else 28, opacity=0.25 if crowded else 0.6).encode(
@@ -109,16 +120,16 @@ def settings(points, *, upstream=None):
                   altair.Tooltip("us:Q", title="upstream accuracy", format=".2%"),
                   altair.Tooltip("ds:Q", title="downstream accuracy", format=".2%")]),
       altair.Chart().transform_filter(is_mean).mark_line(strokeWidth=1.8).encode(
-          x=x, y=y, color=colour, order="fraction:Q",
-          detail="upstream:N"),
+          x=x, y=y, color=colour, order="fraction:Q", detail=["upstream:N", "family:N"],
+          strokeDash=dashes),
       altair.Chart().transform_filter(is_mean).mark_point(
           filled=True, size=65, opacity=1, stroke="white", strokeWidth=0.8).encode(
               x=x, y=y, color=colour, shape=shape, tooltip=[
-                  "setting:N", "mark:N", "fraction:Q",
+                  "setting:N", "mark:N", "family:N", "fraction:Q",
                   altair.Tooltip("us:Q", title="mean upstream", format=".2%"),
                   altair.Tooltip("ds:Q", title="mean downstream", format=".2%")])
   ).properties(width=230, height=180)
   return style.faceted(chart, made, columns=3, order=list(dict.fromkeys(
       row["panel"] for row in made)), title="The same runs by several ways of transfer",
-                       subtitle="Lines join the means of the runs at each share of the upstream "
-                                "data, the smallest first.")
+                       subtitle="Lines join the means of a family's runs at each share of the "
+                                "upstream data, the smallest first." if families else "")
