@@ -217,19 +217,19 @@ def _numbers(line, few):
 
 
 def _over_tasks(claims):
-  """A line an upstream and setting: what its tasks say together."""
+  """A line an upstream, variant and setting: what its tasks say together."""
   groups = collections.defaultdict(list)
   for claim in claims:
-    groups[claim["upstream"], claim["setting"]].append(claim)
-  for (upstream, setting), mine in groups.items():
+    groups[claim["upstream"], claim["variant"], claim["setting"]].append(claim)
+  for (upstream, variant, setting), mine in groups.items():
     counts = {name: collections.Counter(claim[name] for claim in mine)
               for name in ("order", "upstream_order", "saturates", "verdict")}
     whole = counts["verdict"]
     verdict = (CONTRADICTED if whole[CONTRADICTED] > whole[CONFIRMED] else
                CONFIRMED if whole[CONFIRMED] > whole[CONTRADICTED] else UNDECIDED)
     yield dict.fromkeys(CLAIM_COLUMNS) | {
-        "upstream": upstream, "task": EVERY, "setting": setting, "runs": len(mine),
-        "verdict": verdict, "reason": _counted(whole)} | {
+        "upstream": upstream, "task": EVERY, "variant": variant, "setting": setting,
+        "runs": len(mine), "verdict": verdict, "reason": _counted(whole)} | {
             name: _counted(counts[name]) for name in ("order", "upstream_order", "saturates")}
 
 

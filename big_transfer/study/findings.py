@@ -5,6 +5,7 @@ or None where the tables hold nothing of it. Sentences state numbers; they claim
 say.
 """
 import collections
+import itertools
 import math
 
 import numpy as np
@@ -261,10 +262,14 @@ def settings(tables, upstream, _):
   lines = [line for line in tables.get("settings", ()) if line["upstream"] == upstream]
   if not lines:
     return None
-  said = []
-  for name in table.measures(line for line in lines if isinstance(table.measure(line), str)):
-    mine = [line for line in lines if table.measure(line) == name]
-    words = style.shots_name(name)
+  said, variants = [], sorted({line["variant"] for line in lines}, key=str)
+  names = table.measures(line for line in lines if isinstance(table.measure(line), str))
+  for name, variant in itertools.product(names, variants):  # no mean is over two variants
+    mine = [line for line in lines
+            if (table.measure(line), line["variant"]) == (name, variant)]
+    if not mine:
+      continue
+    words = style.cell_name([None, style.shots_name(name), variant, None])
     gains = [line for line in mine if line["gain"] is not None]
     if gains:
       said.append(_gains(words, gains, mine))
@@ -282,8 +287,8 @@ def settings(tables, upstream, _):
                     f"{_percent(max(line['saturation'] for line in fitted))}" if fitted else "")
                 + ".")
     said += [_claimed(line) for line in tables.get("settings_claims", ())
-             if (line["upstream"], line["setting"], line["task"]) == (
-                 upstream, name, by_setting.EVERY)]
+             if (line["upstream"], line["setting"], line["variant"], line["task"]) == (
+                 upstream, name, variant, by_setting.EVERY)]
   return " ".join(said) or None
 
 

@@ -125,7 +125,7 @@ def _facts(points, census, sources):
                 + ("each a run's last evaluation" if all(view.last.all() for view in points)
                    else "every evaluation of the runs (--steps all), so not independent"),
       "read from": ", ".join(census.patterns),
-  } | ({"warnings": " ".join(census.warnings)} if census.warnings else {}) | _stated(points)
+  } | ({"warnings": "; ".join(census.warnings)} if census.warnings else {}) | _stated(points)
   return _listed(facts), _listed(sources)
 
 

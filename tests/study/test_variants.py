@@ -6,7 +6,7 @@ import pytest
 from pyarrow import parquet
 
 from big_transfer.study import __main__ as command
-from big_transfer.study import analysis, external, figures, table
+from big_transfer.study import analysis, by_setting, external, figures, findings, table
 from big_transfer.study.figures import scatter
 
 FULL, SMALL = "full", "vtab1k"
@@ -93,6 +93,16 @@ def test_the_study_says_that_there_are_two(found):
       "were different tasks" for task in ("cifar100", "pets")]
   page = (out / "report.html").read_text()
   assert "cifar100 (vtab1k)" in page and "was measured in 2 variants" in page
+
+
+def test_sentences_on_settings_are_of_one_variant_each(found):
+  study, out = found
+  said = findings.settings(study.tables, "fractals", 10)
+  for words in ("Linear probe, all examples, against", "Linear probe, all examples (vtab1k), against"):
+    assert f"{words} few-shot probes (10 shots) of the same runs, 1 task:" in said
+  over = [line for line in study.tables["settings_claims"] if line["task"] == by_setting.EVERY]
+  assert [(line["variant"], line["runs"]) for line in over] == [(FULL, 1), (SMALL, 1)]
+  assert "as if they were different tasks; task pets" in (out / "report.html").read_text()
 
 
 def test_published_laws_are_of_the_full_task_by_few_shot_probes_alone(found):
