@@ -186,7 +186,7 @@ def _described(origin):
 def _of_published(origin, request):
   """The config of a published model: from its parameters, and what the flags say."""
   model, image_size = _described(origin)
-  image_size = request.image_size or image_size
+  image_size = image_size if request.image_size is None else request.image_size
   if image_size is None:
     raise ValueError(f"{origin.where} is a {model['name']} for images of any size: say which by "
                      "--image-size, such as 224, at which the published ones were trained")

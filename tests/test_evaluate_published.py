@@ -71,7 +71,7 @@ def test_a_file_alone_says_its_model_and_is_measured_as_the_run_was(runs, npz, t
 
 def test_a_suite_of_which_a_task_is_missing(npz, suite, tmp_path):
   quick = {"evals.probes.shots": (1,), "evals.probes.seeds": (0,)}
-  with pytest.raises(ValueError, match="gone.*none.npz"):
+  with pytest.raises(ValueError, match="(?s)gone.*none.npz.*--skip-missing"):
     evaluate_lib.evaluate(init=npz, suite="two", out=tmp_path / "out", overrides=quick)
   assert not (tmp_path / "out").exists()
   evaluate_lib.evaluate(init=npz, suite="two", skip_missing=True, out=tmp_path / "out",
@@ -192,6 +192,8 @@ def test_a_fine_tuned_runs_rows_are_its_own_and_its_accuracy_joins(runs, tmp_pat
       "--upstream-accuracy", "0.5"], "go together"),
     (["--init", "NPZ", "--out", "OUT", "--evals", "LAYERS", "--config.evals.probes.tasks=('digits',)"
       ], "geometry.* compares the model's 4 logits .*--upstream"),
+    (["--init", "NPZ", "--out", "OUT", "--suite", "builtin", "--image-size", "0"],
+     "image_size.* is 0: expected a whole number, at least 1"),
     (["--workdir", "RUN", "--upstream", "digits"], "goes with --init FILE.npz alone"),
     (["--workdir", "RUN", "--image-size", "8"], "--config.image_size"),
     (["--workdir", "RUN", "--upstream-accuracy", "0.5", "--upstream-source", "y"],

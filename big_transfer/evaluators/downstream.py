@@ -102,7 +102,8 @@ def _fix(tasks):
                                  if task.name in tasks_lib.TASKS))
   doctor = f"`python -m big_transfer.data doctor {asked}` says how to get them. " if asked else ""
   return (f"{doctor}To go on without: missing=\"skip\" in the evaluator's section "
-          "(--config.evals.probes.missing=skip), and each is a row that says so")
+          "(--config.evals.probes.missing=skip; of evaluate, --skip-missing), and each is a row "
+          "that says so")
 
 
 def _or_a_suite():
