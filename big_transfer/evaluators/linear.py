@@ -15,8 +15,8 @@ validation split that is apart from train is never fitted to.
 
 Features are never all held. Of each batch the device adds to three sums, XᵀX, XᵀY and Σx, in
 float32 and from an origin amid the features, lest their means drown what they vary by; every few
-thousand examples the host takes them over in float64. What is held are the features held out. One
-eigendecomposition of XᵀX, in float64, serves all strengths.
+thousand examples the host takes them over in float64. What is held are the features held out. An
+eigendecomposition of XᵀX in float64 serves all strengths; a second is that of all examples.
 
 Shapes: B examples of a batch, N training examples, H held-out ones, D features, C classes.
 """
@@ -80,25 +80,31 @@ class Ridge:
     self._target_DC = 2 * centred_CD.T / self._scale_D[:, None]  # Xᵀ(Y − its mean), Y = ±1
     self._bias_C = 2 * sums.counts / n - 1
 
+  @functools.cached_property
+  def _rotated(self):
+    """Eigenvalues and vectors of XᵀX, and XᵀY along them; one decomposition serves all strengths.
+
+    Rounding leaves some values below zero: as they are, they would cancel a small l2.
+    """
+    values_D, vectors_DD = scipy.linalg.eigh(self._gram)
+    return np.maximum(values_D, 0), vectors_DD, vectors_DD.T @ self._target_DC
+
   def solve(self, l2):
     """Returns weights `(D, C)` and biases `(C,)`, whitening included: scores are `x @ W + b`."""
-    system = self._gram + l2 * np.eye(len(self._gram))
-    weights = scipy.linalg.solve(system, self._target_DC, assume_a="sym")
-    weights /= self._scale_D[:, None]
+    values_D, vectors_DD, target_DC = self._rotated
+    weights = vectors_DD @ (target_DC / (values_D + l2)[:, None]) / self._scale_D[:, None]
     return weights, self._bias_C - self._mean_D @ weights
 
   def right(self, x_HD, y_H, l2s):
-    """Right predictions on H examples at each strength, by one eigendecomposition for all."""
-    values, vectors = scipy.linalg.eigh(self._gram)
-    values = np.maximum(values, 0)  # rounding
-    target_DC = vectors.T @ self._target_DC
+    """Right predictions on H examples at each strength."""
+    values_D, vectors_DD, target_DC = self._rotated
     right = np.zeros(len(l2s), int)
     block = max(1, _SCORES // len(self._bias_C))
     for start in range(0, len(y_H), block):
       here = slice(start, start + block)
-      rotated_HD = ((x_HD[here] - self._mean_D) / self._scale_D) @ vectors
+      rotated_HD = ((x_HD[here] - self._mean_D) / self._scale_D) @ vectors_DD
       for i, l2 in enumerate(l2s):
-        scores_HC = rotated_HD @ (target_DC / (values + l2)[:, None]) + self._bias_C
+        scores_HC = rotated_HD @ (target_DC / (values_D + l2)[:, None]) + self._bias_C
         right[i] += (scores_HC.argmax(axis=1) == y_H[here]).sum()
     return right
 
@@ -251,7 +257,7 @@ class Linear:
   probe whose scores are not all finite has no value, and says so.
 
   Costs, beside a forward pass of each training and test image and 4 H D bytes of held-out
-  features: for each layer some 40 D² bytes on the host, an eigendecomposition, some 10 D³
+  features: for each layer some 40 D² bytes on the host, two eigendecompositions, some 20 D³
   operations, and scores of 2 H D C at each strength. On the device, 8 D² bytes a layer. Of a
   population as many members are probed at once as take 4 GB on the host, at least one.
 

@@ -147,6 +147,24 @@ def test_more_features_than_examples(tmp_path):
   assert row["value"] == 1 and row["examples_used"] == 30 and row["status"] == "ok"
 
 
+def test_where_rounding_is_as_large_as_a_strength_the_probe_is_the_one_that_was_chosen():
+  """With fewer examples than features: rounding then takes directions of no variance below zero."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(700, 300))
+  y = (x[:, :40] @ rng.normal(size=(40, 5))).argmax(1)
+  sums = linear.Sums.of(x[:200], y[:200], 5)
+  rounding = rng.normal(size=sums.gram.shape)
+  rounding += rounding.T
+  l2 = min(linear.STRENGTHS) * 200
+  rounding *= l2 / np.abs(np.linalg.eigvalsh(rounding)).max()
+  ridge = linear.Ridge(linear.Sums(sums.gram + rounding, sums.by_class, sums.counts))
+  weights_DC, bias_C = ridge.solve(l2)
+  right = ((x[200:] @ weights_DC + bias_C).argmax(1) == y[200:]).sum()
+  assert ridge.right(x[200:], y[200:], [l2]) == right
+  weights_DC, bias_C = linear.Ridge(sums).solve(l2)
+  assert right == pytest.approx(((x[200:] @ weights_DC + bias_C).argmax(1) == y[200:]).sum(), abs=5)
+
+
 def test_a_validation_split_chooses_the_strength_and_is_fitted_to_only_where_it_is_training_data(
     monkeypatch):
   kept = {}
