@@ -120,7 +120,7 @@ def joins(tuned, bases, unfinished, recipe=""):
     if reason:
       lost[reason] += 1
     else:
-      mine = _recipe(folder, source)
+      mine = _recipe(folder, bases[base][0].get("model") or {})
       found.append(Join(base, source["step"], folder, recipes.setdefault(mine, mine)))
   if recipe:
     kept = _of_recipe(found, recipe)
@@ -140,17 +140,16 @@ def _source(run, folder):
   return source
 
 
-def _recipe(folder, source):
-  """`Join.recipe` of a fine-tuning run."""
+def _recipe(folder, of_base):
+  """`Join.recipe` of a fine-tuning run from a run, or a file, of the model `of_base`."""
   path = folder / records.CONFIG
   try:
     config = dict(json.loads(path.read_text())) if path.is_file() else {}
   except (OSError, ValueError) as error:
     raise ValueError(f"{path}: expected a JSON object, but {error}; restore the file, or leave its "
                      "folder out of --runs") from error
-  of_base = (source.get("run") or {}).get("model") or {}
   model = config.get("model") or {}
-  # What it has of the pre-trained run's model, it has from that.
+  # What it has of the pre-trained model, it has from that.
   config["model"] = {key: value for key, value in model.items() if of_base.get(key) != value}
   return tuple(sorted(
       (key, json.dumps(value, sort_keys=True)) for key, value in leaves(config)

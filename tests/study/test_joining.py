@@ -224,6 +224,22 @@ def test_fine_tuning_from_a_published_file_joins_what_was_measured_of_it(base, t
   assert point["us_error"] is None and census.finished == 2 and not census.warnings
 
 
+def test_the_model_a_recipe_has_from_a_published_file_is_no_part_of_it(base, tune, study,
+                                                                       tmp_path):
+  for name, depth in (("small", 2), ("large", 24)):
+    folder = _published(tmp_path / "runs" / name, name)
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"model": {"family": "vit", "depth": depth}}))
+    for lr in (0.01, 0.1)[name == "small":]:
+      tune(f"{name}-{lr}", base, [planted_tuned.row(lr)], identity=name, step=0, run={},
+           config={"model": {"depth": depth}, "optim": {"lr": lr}})
+  with pytest.warns(UserWarning, match=r"digits \(finetune\): runs were fine-tuned by 2 recipes, "
+                    r"optim.lr=0.1 \(2 pre-trained runs\); optim.lr=0.01 \(1 pre-trained run\)"):
+    _, points = study()
+  assert {points[name, "digits", "full", "finetune", None]["ds"]
+          for name in ("small", "large")} == {0.1}
+
+
 def test_parameters_that_count_twice_are_told(base, study, tmp_path):
   _published(tmp_path / "runs/of-run", "00000000")
   for name in ("one", "two"):
