@@ -307,6 +307,20 @@ def test_members_of_a_population_are_as_alone_each_with_its_head(source, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_member_that_joins_one_with_a_checkpoint_says_what_it_came_from(source, tmp_path,
+                                                                          monkeypatch):
+  """They have no step in common, so both begin anew, each from what its run.json says."""
+  configs = [_tuned(source, seed=seed, evals={}) for seed in (1, 2)]
+  _killed(monkeypatch, configs[0], tmp_path / "0", 3)
+  assert [path.name for path in (tmp_path / "0" / "checkpoints").iterdir()] == ["2"]
+  runs = train_lib.train_population([
+      dict(config=config, workdir=tmp_path / str(i)) for i, config in enumerate(configs)])
+  assert runs[0]["pretrained"] == runs[1]["pretrained"]
+  train_lib.train(configs[1], tmp_path / "alone")
+  assert records.read_run(tmp_path / "alone")["id"] == runs[1]["id"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["probe", "full"])
 def test_two_processes_start_from_what_one_does(source, tmp_path, head):
   with socket.socket() as free:

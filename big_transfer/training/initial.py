@@ -82,7 +82,7 @@ def setting(init: settings_lib.Init | None, optimiser: optim.Optimiser) -> str:
 
 def prepare(settings: settings_lib.Settings, program, opened: Sequence, total_steps: int
             ) -> "Initial":
-  """What runs start from; read at once if they have no checkpoint, so that errors come early.
+  """What runs start from; read at once if one has no checkpoint, so that errors come early.
 
   Args:
     settings: of one of them, with a section `init`.
@@ -96,7 +96,8 @@ def prepare(settings: settings_lib.Settings, program, opened: Sequence, total_st
   def look():
     begun = [record.folder for record in opened if members_lib.begun_with(record)]
     before = [records.read_run(folder).get("pretrained") for folder in begun]
-    return any(map(members_lib.has_checkpoints, opened)), before[0] if before else None
+    # Of all: if one has none all begin anew, and what they begin with is of the record of each.
+    return all(map(members_lib.has_checkpoints, opened)), before[0] if before else None
 
   has_own, before = hosts.on_main(look)
   initial = Initial(settings.init, program, before, total_steps,

@@ -31,7 +31,7 @@ The same decay elsewhere: optax.adamw and torch.optim.AdamW have `weight_decay =
 big_vision and Zhai et al. 2021 write the product, `wd = η · λ_r` (their 0.03 · lr is λ = 0.03);
 L2 regularisation inside the gradient, as in torch.optim.SGD, has no equivalent under Adam.
 """
-from typing import NamedTuple
+from typing import Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -85,14 +85,15 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
     layer_decay: γ, above 0 and at most 1; None, the default, is 1 and isn't even compiled.
 
   Raises:
-    ValueError: an unknown optimiser or dtype, a number out of its range, an unknown key in a rule,
-      a rule that claims nothing, a parameter that no rule claims, or none that is trained.
+    ValueError: an unknown optimiser or dtype, a number out of its range, rules that are no pairs,
+      an unknown key in one, one that claims nothing, a parameter that none claims, or none that is
+      trained.
   """
   if name not in ("adamw", "sgd", "adafactor"):
     raise ValueError(f"optimiser {name!r} is unknown: expected 'adamw', 'sgd' or 'adafactor'")
   if mu_dtype not in (None, "float32", "bfloat16"):
     raise ValueError(f"optim: mu_dtype is {mu_dtype!r}: expected 'float32', 'bfloat16' or None")
-  rules = tuple((pattern, dict(settings)) for pattern, settings in rules)
+  rules = read_rules(rules)
   for pattern, settings in rules:
     if unknown := set(settings) - {"lr", "wd", "frozen"}:
       raise ValueError(f"rule {pattern!r} sets {sorted(unknown)}: expected 'lr' or 'wd', or "
@@ -137,6 +138,19 @@ def build(names, rules, *, lr, name="adamw", clip=1.0, b1=0.9, b2=0.999, eps=1e-
       tx=optax.chain(clipping, direction, _apply_rules(claimed, distances)), hparams=hparams,
       table=_table(rules, claimed, lr) + _layers_line(distances, layer_decay), frozen=frozen,
       head_alone=all(name.startswith("head/") for name in claimed if name not in frozen))
+
+
+def read_rules(rules):
+  """Rules as pairs of a regex and a dict; raises ValueError unless they are a list of such."""
+  fix = ('expected a list of pairs such as ("head/.*", {"wd": 0.1}), typed on a command line as '
+         '\'--config.optim.rules=(("head/.*", {}), (".*", {"frozen": True}))\'')
+  if isinstance(rules, (str, Mapping)) or not isinstance(rules, Sequence):
+    raise ValueError(f"optim: rules are {rules!r}: {fix}")
+  for rule in rules:
+    if not (isinstance(rule, Sequence) and len(rule) == 2 and isinstance(rule[0], str)
+            and isinstance(rule[1], Mapping)):
+      raise ValueError(f"optim: a rule is {rule!r}: {fix}")
+  return tuple((pattern, dict(settings)) for pattern, settings in rules)
 
 
 def from_top(names):

@@ -126,7 +126,7 @@ def arguments(settings):
   settings_lib.check_model(settings)
   optimiser = {k: 1.0 if k == "layer_decay" else v for k, v in optimiser.items()
                if k not in ("lr", "rules") and (k, v) != ("layer_decay", None)}
-  rules = settings.optim["rules"]
+  rules = optim.read_rules(settings.optim["rules"])
   augment = configuring.build(settings_lib.Augment, settings.augment, "augment")
   return dict(
       model=settings.model, image_size=settings.image_size, optimiser=optimiser,
@@ -240,7 +240,6 @@ def _pure(net, settings, mesh):
     if settings["mixup"]:
       images, targets = transforms.mixup(keys_B, images, targets, hparams["mixup"])
     return {"image": images, "target": targets}
-
 
   def start(params):
     return step_lib.start(params, tx, frozen)

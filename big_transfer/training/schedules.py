@@ -3,6 +3,8 @@
 The shape is a table made before training, so the peak stays an array that a sweep can vary and
 runs of different lengths share one compiled step.
 """
+from typing import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,8 @@ def unit_schedule(total_steps, *, name="cosine", warmup_steps=0, cooldown_steps=
         "train longer")
   if cooldown_steps and name not in ("rsqrt", "constant"):
     raise ValueError(f"a {name} schedule ends by itself: cooldown_steps is for rsqrt and constant")
-  if list(drops) != sorted(drops) or not all(0 < drop < 1 for drop in drops) or not 0 < factor < 1:
+  if (not isinstance(drops, Sequence) or not all(map(_is_share, (*drops, factor)))
+      or list(drops) != sorted(drops)):
     raise ValueError(f"schedule: drops are {drops!r} and factor {factor!r}: expected rising "
                      "fractions of the training, between 0 and 1, and a factor between 0 and 1")
   if name == "staircase":
@@ -60,6 +63,10 @@ def unit_schedule(total_steps, *, name="cosine", warmup_steps=0, cooldown_steps=
     left = (total_steps - steps) / cooldown_steps
     shape = np.where(left < 1, end + (shape - end) * left, shape)
   return shape.astype(np.float32)
+
+
+def _is_share(value):
+  return isinstance(value, (int, float)) and 0 < value < 1
 
 
 def _staircase(total_steps, warmup_steps, drops, factor):

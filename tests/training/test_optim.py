@@ -155,6 +155,8 @@ def test_values_of_rules_are_arrays_of_one_compiled_program():
 @pytest.mark.parametrize("rules, kwargs, message", [
     ([("heads/.*", {}), (".*", {})], {}, "first match of no parameter"),
     ([("head/.*", {})], {}, "no rule claims body/kernel"),
+    (".*", {}, "rules are '.*': expected a list of pairs such as"),
+    ([(".*", 0.1)], {}, "a rule is .'.*', 0.1.: expected a list of pairs"),
     ([(".*", {"decay": 1})], {}, "sets .'decay'.: expected 'lr' or 'wd'"),
     ([(".*", {})], {"name": "adam"}, "'adam' is unknown"),
     ([(".*", {})], {"mu_dtype": "float16"}, "mu_dtype is 'float16'"),
@@ -191,7 +193,8 @@ def test_schedules_at_known_points():
 @pytest.mark.parametrize("kwargs, message", [
     (dict(name="cosin"), "expected one of"), (dict(warmup_steps=100), "do not fit"),
     (dict(name="rsqrt", warmup_steps=50, cooldown_steps=50), "do not fit"),
-    (dict(cooldown_steps=5), "ends by itself")])
+    (dict(cooldown_steps=5), "ends by itself"), (dict(drops=0.3), "drops are 0.3"),
+    (dict(drops=("a",)), "drops are .'a',."), (dict(drops=(0.6, 0.3)), "expected rising")])
 def test_bad_schedules(kwargs, message):
   with pytest.raises(ValueError, match=message):
     schedules.unit_schedule(100, **kwargs)
