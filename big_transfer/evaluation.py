@@ -73,7 +73,7 @@ class Request:
       raise ValueError(f"--init '{self.init}' is no .npz: name the run by --workdir, or say by "
                        "--config or --workdir on which data and by which evaluators it is measured")
     if self.config is not None and self.init is None:
-      raise ValueError("--config says nothing of parameters: give --init, a run or a published .npz")
+      raise ValueError("--config says nothing of parameters: give --init, a run or an .npz")
     if self.init is not None and self.out is None:
       raise ValueError("--init: the rows are not of the run's own parameters; give --out, a run "
                        "folder for them")
@@ -163,7 +163,7 @@ def job(request: Request) -> Job:
   folder = (workdir / records.EVALUATIONS / identity if request.out is None
             else pathlib.Path(request.out))
   return Job(folder.expanduser().absolute(), identity, settings, origin,
-             origin_lib.name(origin, str(pathlib.Path(workdir).absolute() if init is None else init)),
+             origin_lib.name(origin, str(init or pathlib.Path(workdir).absolute())),
              of_run=request.out is None, upstream=request.stated and request.upstream,
              stated=request.stated)
 

@@ -54,8 +54,8 @@ class Study:
 
 
 def study(runs, out, *, tables=None, columns=(), join=(), scale="auto", values="accuracy",
-          steps="last", l2=1024.0, recipe="", shots=None, level=0.9, resamples=200, held_out=0.25, skip=(),
-          reference=None, figures="main", formats=FORMATS, jobs=1, progress=False):
+          steps="last", l2=1024.0, recipe="", shots=None, level=0.9, resamples=200, held_out=0.25,
+          skip=(), reference=None, figures="main", formats=FORMATS, jobs=1, progress=False):
   """Reads runs or tables of results, fits the laws, writes tables, figures and the report.
 
   Args:

@@ -316,8 +316,8 @@ def _task(line):
 
 def _claimed(line):
   """The finding on what the paper claims, of all tasks after an upstream."""
-  return ("That the picture is the same as with few-shot probes, as the paper states of fine-tuning "
-          f"(arXiv:2110.02095, section 5), is {line['verdict']} here: of {_tasks(line['runs'])} "
+  return ("That the picture is the same as with few-shot probes, as the paper states of "
+          f"fine-tuning (arXiv:2110.02095, section 5), is {line['verdict']} here: of {_tasks(line['runs'])} "
           f"{line['reason']} (both order the runs alike: {line['order']}; as upstream accuracy "
           f"does: {line['upstream_order']}; both saturate: {line['saturates']}).")
 

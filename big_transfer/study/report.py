@@ -117,7 +117,8 @@ def _facts(points, census, sources):
                        for reason, number in sorted(census.left_out.items()))
   joined = f" and {census.joined:,} fine-tuned from them" if census.joined else ""
   facts = {
-      "runs": f"{census.finished:,} found{joined}, {len(names):,} with both accuracies ({families})",
+      "runs": f"{census.finished:,} found{joined}, {len(names):,} with both accuracies "
+              f"({families})",
       "left out": left_out or "none",
       "upstream": ", ".join(sorted({str(cell.upstream) for cell in points.cells}))
                   + f"; accuracy {100 * low:.1f} % to {100 * high:.1f} %",
@@ -161,7 +162,7 @@ def _lines(tables, name):
 
 
 def _compared(line):
-  """A line of `by_setting`, which says in words what is compared, whatever is chosen on the page."""
+  """A line of `by_setting` that says in words what is compared, whatever the page's choice."""
   than = {"setting": line.get("than_setting"), "shots": line["than_shots"]}
   return line | {"by": style.shots_name(table.measure({"shots": None} | line)), "setting": None,
                  "than": None if table.measure(than) is None else

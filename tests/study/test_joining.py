@@ -293,5 +293,6 @@ def test_reading_many_fine_tuning_runs_takes_little_memory(base, tune, tmp_path)
             "gather.gather(sys.argv[1:2], sys.argv[2]); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
   done = subprocess.run([sys.executable, "-c", script, f"{tmp_path}/runs/*",
-                         str(tmp_path / "rows.parquet")], check=True, capture_output=True, text=True)
+                         str(tmp_path / "rows.parquet")], check=True, capture_output=True,
+                        text=True)
   assert int(done.stdout) < 400_000  # kB: 250,000 now, of which 100,000 are imports; then 600,000

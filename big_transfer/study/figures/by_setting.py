@@ -35,7 +35,7 @@ def _looks(measures):
 
 
 def _means(view, fraction_N, family_N):
-  """(family, fraction, mean us, mean ds) of its runs at each share of the upstream data, if several.
+  """(family, fraction, mean us, mean ds) of its runs at each share of upstream data, if several.
 
   Runs of two families that differ upstream would make a line of means over both run from a family
   to the other.
@@ -66,8 +66,8 @@ def rows(points):
       fraction_N, family_N = of["upstream_fraction"][view.run], family_U[view.run]
       made += [common | {
           "mark": "run", "us": round(float(view.us[n]), 5), "ds": round(float(view.ds[n]), 5),
-          "family": family_N[n], "fraction": _known(fraction_N[n]), "model": of["model"][view.run[n]],
-          "run": of["run_name"][view.run[n]]} for n in style.thinned(view.us.size, most)]
+          "family": family_N[n], "fraction": _known(fraction_N[n]),
+          "model": of["model"][view.run[n]], "run": of["run_name"][view.run[n]]} for n in style.thinned(view.us.size, most)]
       made += [common | {"mark": _MEAN, "us": round(us, 5), "ds": round(ds, 5), "family": family,
                          "fraction": fraction, "model": None, "run": None}
                for family, fraction, us, ds in _means(view, fraction_N, family_N)]
