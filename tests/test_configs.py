@@ -227,8 +227,9 @@ def _planted_source(folder, image_size=32, **fields):
 def test_the_transfer_sweep_takes_every_pretrained_run_to_every_task(tmp_path):
   _planted_source(tmp_path / "a")
   _planted_source(tmp_path / "b", image_size=224)
-  _planted_source(tmp_path / "c", setting="finetune")  # no source, nor is the next
+  _planted_source(tmp_path / "c", setting="finetune")  # no source, nor are the next
   _planted_source(tmp_path / "d", status="interrupted")
+  _planted_source(tmp_path / "e", parameters_from={"identity": "a", "step": 6})
   (tmp_path / "figures").mkdir()
   _, base, trials = configuring.load_sweep(
       f"{ROOT}/configs/sweeps/transfer.py:{tmp_path}/*,digits,sprites_count")

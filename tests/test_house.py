@@ -36,7 +36,7 @@ def test_config_keys_in_the_readme_can_be_set():
   found = quoted + bare
   assert len(found) > 5
   for path, value in found:
-    config = transfer if path.startswith("init") or path.endswith("layer_decay") else pretrain
+    config = transfer if path.startswith("init.") or path.endswith("layer_decay") else pretrain
     configuring.override(config, configuring.parse_values(config, {path: value}))
 
 

@@ -15,7 +15,8 @@ from big_transfer.training import sharding
 # is what it was before there was such a key.
 _ABSENT = {"total_steps": [None], "total_epochs": [None], "name": [""], "sharding": [None, []],
            "sinks": [None, []], "profile": [None], "model": [None], "init": [None]}
-_BLOCKS_AS_THEY_ARE = (("scan", False), ("remat", "none"))  # keys of `model`
+# The same in sections.
+_ABSENT_IN = {"model": [("scan", False), ("remat", "none")], "optim": [("layer_decay", None)]}
 _PART = ("fraction", "fraction_seed")  # keys of `upstream` that a task doesn't have
 WHAT = ("params", "full")
 HEADS = ("zero", "random", "probe", "keep")
@@ -243,9 +244,10 @@ def recorded(config: Mapping) -> dict[str, Any]:
   config = configuring.plain(config)
   config = {key: value for key, value in config.items()
             if key not in _ABSENT or value not in _ABSENT[key]}
-  if isinstance(config.get("model"), dict):
-    config["model"] = {key: value for key, value in config["model"].items()
-                       if (key, value) not in _BLOCKS_AS_THEY_ARE}
+  for section, absent in _ABSENT_IN.items():
+    if isinstance(config.get(section), dict):
+      config[section] = {key: value for key, value in config[section].items()
+                         if (key, value) not in absent}
   optim = config.get("optim")
   if isinstance(optim, dict) and isinstance(optim.get("rules"), list):
     config["optim"] = {**optim, "rules": [_without_false(rule) for rule in optim["rules"]]}

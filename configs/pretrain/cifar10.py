@@ -49,4 +49,5 @@ def get_config(model="resnet"):
   config.checkpoint = dict(every=500, keep=2)
   config.sinks = None  # or "tensorboard", "wandb"
   config.profile = None
+  config.init = None  # or, to branch a run, {"source": "runs/first", "what": "full"}
   return config

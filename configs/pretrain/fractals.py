@@ -54,4 +54,5 @@ def get_config(model="vit"):
   config.checkpoint = dict(every=100, keep=2)
   config.sinks = None  # or "tensorboard", "wandb"
   config.profile = None
+  config.init = None  # or, to branch a run, {"source": "runs/first", "what": "full"}
   return config

@@ -76,4 +76,5 @@ def get_config(argument="B/16,7"):
   config.checkpoint = dict(every=100 if toy else 2_000, keep=2)
   config.sinks = ()  # or ("tensorboard", "wandb")
   config.profile = None
+  config.init = None  # or, to branch a run, {"source": "runs/first", "what": "full"}
   return config

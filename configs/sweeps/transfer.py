@@ -69,7 +69,9 @@ def _read(argument):
       sources.append((path, pathlib.PurePath(path).stem, LARGE))
     elif not (pathlib.Path(path) / records.RUN).exists():
       left_out.append(f"{path} is no run")
-    elif (run := records.read_run(path)).get("status") != "finished":
+    elif "parameters_from" in (run := records.read_run(path)):
+      left_out.append(f"{path} is an evaluation")
+    elif run.get("status") != "finished":
       left_out.append(f"{path} is {run.get('status')}")
     elif run.get("setting", "upstream") != "upstream":
       left_out.append(f"{path} is fine-tuned itself")

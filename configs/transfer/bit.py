@@ -39,7 +39,7 @@ def get_config(argument="cifar10"):
   config.total_steps = rule["total_steps"]
   config.optim = dict(
       name="sgd", momentum=0.9, lr=config.optim.lr if small else rule["lr"],
-      clip=1.0 if small else None,
+      clip=1.0 if small else None, layer_decay=None,
       rules=((".*", dict(wd=0.0)),), schedule=rule["schedule"])
   config.augment = dict(
       crop_padding=0, flip=config.augment.flip, mixup=rule["mixup"], inception_crop=False,

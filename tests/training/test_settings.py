@@ -12,7 +12,8 @@ def test_keys_that_stand_for_nothing_leave_a_runs_identity_as_it_was():
   before = settings.recorded(toy.config())
   model = dict(before["model"], scan=False, remat="none")
   now = settings.recorded({**before, "model": model, "mesh": dict(data=-1, fsdp=1, tensor=1),
-                           "sharding": None, "sinks": (), "profile": None, "total_epochs": None})
+                           "sharding": None, "sinks": (), "profile": None, "total_epochs": None,
+                           "init": None, "optim": {**before["optim"], "layer_decay": None}})
   assert now == {**before, "mesh": {"data": -1}}
   for key, value in (("scan", True), ("remat", "full")):
     assert settings.recorded({**before, "model": {**model, key: value}})["model"][key] == value
