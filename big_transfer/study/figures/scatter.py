@@ -176,7 +176,8 @@ def task_figure(points, tables, task, *, axes="linear", reference=None):
   details = _with_fits(views, tables, reference)
   return _figure(points, views, columns=min(len(views), 2), width=330, height=240, axes=axes,
                  titles=[style.shots_name(table.measure(view.cell)) for view in views],
-                 details=details, subtitles=[panels.verdict(options["fits"]) for options in details],
+                 subtitles=[panels.verdict(options["fits"]) for options in details],
+                 details=details,
                  title=f"{style.cell_name(views[0].cell)}: downstream against upstream")
 
 
