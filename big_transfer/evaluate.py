@@ -124,7 +124,9 @@ def _evaluate(interrupts, request):
                          **{key: getattr(job.settings, key) for key in evaluation.FORWARD}})
     timings = {}
     try:
-      print(f"{job.name}, {facts['model']['label']}, step {job.origin.step}:", flush=True)
+      images = f"{job.settings.image_size} px, fit={job.settings.fit!r}"
+      print(f"{job.name}, {facts['model']['label']}, step {job.origin.step}, images at {images}:",
+            flush=True)
       rows = _rows(job, items, params, timings)
       record.append(rows)
     except interrupts_lib.Interrupted:
@@ -195,8 +197,7 @@ def _prepare(job, stop_check):
     try:
       origin = origin._replace(params=adapting.adapt(origin.params, net.shapes))
     except ValueError as error:
-      raise ValueError(f"{origin.where} is of another model than config.model and "
-                       f"config.image_size say: {error}") from error
+      raise ValueError(f"{origin.where}: {error}") from error
   params = origin.placed(jax.tree.map(
       lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), net.shapes, places))
   data = upstream_lib.open_data(s) if s.upstream else None
@@ -363,8 +364,8 @@ def _parser():
   parser.add_argument("--image-size", type=int, metavar="PIXELS",
                       help="of a published model (default: that of its parameters)")
   parser.add_argument("--upstream", metavar="TASK",
-                      help="of a published model: the task of its head's classes; accuracy on it "
-                           "is measured, unless it is stated")
+                      help="of a published model: the task of its head's classes, a name or a "
+                           "mapping in JSON; accuracy on it is measured, unless it is stated")
   parser.add_argument("--upstream-accuracy", type=float, metavar="FRACTION",
                       help="stated accuracy on --upstream, whose data isn't needed then")
   parser.add_argument("--upstream-source", metavar="TEXT", help="where that is stated")

@@ -1,5 +1,6 @@
 """What an evaluation is of: its settings, its parameters and the folder of its record."""
 import dataclasses
+import json
 import os
 import pathlib
 from typing import Any, Mapping, NamedTuple
@@ -191,13 +192,25 @@ def _of_published(origin, request):
     raise ValueError(f"{origin.where} is a {model['name']} for images of any size: say which by "
                      "--image-size, such as 224, at which the published ones were trained")
   measured = request.upstream is not None and request.stated is None
+  upstream = _task(request.upstream) if measured else {}
   return {
       "model": model, "image_size": image_size,
       # As in the few-shot evaluation of 2110.02095: sides as they are, the centre of the image.
-      "fit": "crop", "upstream": {"name": request.upstream} if measured else {},
+      "fit": "crop", "upstream": upstream,
       "evals": {"upstream": {"kind": "classification"}} if measured else {},
       # Of the training, of which nothing is known and nothing recorded.
       "optim": {}, "batch_size": 1, "total_steps": 1}
+
+
+def _task(text):
+  """A task by name, or as a mapping in JSON: the section `upstream` of a config."""
+  if not text.startswith("{"):
+    return {"name": text}
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"--upstream {text} is no JSON ({error}); expected a task's name, or a mapping "
+                     """such as '{"name": "mine", "source": "folder:/path"}'""") from error
 
 
 def _check_run(folder):
@@ -222,7 +235,11 @@ def _configured(base, request):
             f"this run. Only {', '.join(CHANGEABLE)} may; train another run, or see --init")
   base = {"eval_batch_size": settings_lib.Settings.eval_batch_size, "mesh": {"data": -1},
           "sharding": (), **base}
-  base["evals"] = _of_suite(_sections(request.evals, base.get("evals") or {}), request)
+  own = base.get("evals") or {}
+  asked = _sections(request.evals, own)
+  if request.upstream is not None:  # what is measured of it is no section of a run's
+    asked = own | asked
+  base["evals"] = _of_suite(asked, request)
   config = ConfigDict(base)
   for path in [*overrides, *texts]:
     keys = path.split(".")

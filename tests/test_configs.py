@@ -6,12 +6,14 @@ import pathlib
 import re
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from big_transfer import evaluate as evaluate_lib
 from big_transfer import models
 from big_transfer import train as train_lib
+from big_transfer import trees
 from big_transfer.models import shapes
 from big_transfer.runs import configuring
 from big_transfer.runs import records
@@ -249,6 +251,18 @@ def test_the_transfer_sweep_takes_every_pretrained_run_to_every_task(tmp_path):
   assert base.model is None and base.init.head == "zero"
   with pytest.raises(configuring.ConfigError, match="'.*/c.* is fine-tuned itself"):
     configuring.load(f"{ROOT}/configs/sweeps/transfer.py:{tmp_path}/c,digits")
+
+
+@pytest.mark.parametrize("side, taken", [(32, 32), (96, 384)])
+def test_a_published_file_is_fine_tuned_at_its_own_size_where_that_is_small(side, taken, tmp_path):
+  model = models.build("vit", num_classes=3, width=8, depth=1, heads=1, mlp_dim=8, patch=8)
+  like = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
+  np.savez(tmp_path / "small.npz", **{name: np.zeros(leaf.shape, np.float32) for name, leaf in
+                                      trees.flatten(like["params"]).items()})
+  _, _, trials = configuring.load_sweep(
+      f"{ROOT}/configs/sweeps/transfer.py:{tmp_path}/small.npz,digits")
+  assert {trial["image_size"] for trial in trials} == {taken}
+  assert {trial["name"] for trial in trials} == {"small, digits, seed 0", "small, digits, seed 1"}
 
 
 def test_the_transfer_sweep_tells_of_all_tasks_that_are_missing(tmp_path, monkeypatch):

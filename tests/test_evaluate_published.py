@@ -1,5 +1,6 @@
 """Published files that say themselves which model they are of, suites, and what is fine-tuned."""
 import functools
+import json
 import pathlib
 import re
 import shutil
@@ -139,6 +140,18 @@ def test_a_stated_upstream_accuracy_gives_a_place_in_a_study(npz, tmp_path):
   with pytest.raises(ValueError, match="another run or evaluation"):
     evaluate_lib.evaluate(init=npz, evals=PROBES, out=tmp_path / "out",
                           **STATED | {"upstream_accuracy": 0.6})
+
+
+def test_upstream_data_of_ones_own_is_described_as_a_task_is(runs, npz, tmp_path):
+  upstream = toy.config().upstream.to_dict()
+  evaluate_lib.evaluate(init=npz, evals=PROBES, out=tmp_path / "out", overrides={"fit": "squash"},
+                        upstream=json.dumps(upstream))
+  own, measured = ([row["value"] for row in records.read_rows(folder)
+                    if (row["evaluator"], row["metric"]) == ("upstream", "accuracy")][-1]
+                   for folder in (runs / "trained", tmp_path / "out"))
+  assert own == measured
+  with pytest.raises(ValueError, match="--upstream {.name. is no JSON"):
+    evaluate_lib.evaluate(init=npz, evals=PROBES, out=tmp_path / "bad", upstream='{"name"')
 
 
 @pytest.mark.slow  # compiles another model

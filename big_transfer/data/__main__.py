@@ -49,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
   command = commands.add_parser("doctor", help="say of each task: ready, missing or broken",
                                 description="Says of each task: ready, missing (and what it "
                                             "takes to get it), or broken. Nothing is downloaded.")
-  command.add_argument("--suite", nargs="+", default=[], metavar="NAME",
+  command.add_argument("--suite", nargs="+", action="extend", default=[], metavar="NAME",
                        help=f"suites of tasks: {', '.join(tasks_lib.SUITES)} (default: paper)")
-  command.add_argument("--task", nargs="+", default=[], metavar="TASK",
+  command.add_argument("--task", nargs="+", action="extend", default=[], metavar="TASK",
                        help="tasks by name, NAME:VARIANT, or a JSON mapping as in a config")
   command.add_argument("--data-dir", metavar="DIR",
                        help="where TFDS's datasets are (default: $TFDS_DATA_DIR, else "

@@ -61,7 +61,7 @@ def adapt(params: Mapping, like: Mapping, *, head: str = "keep", resample: str =
         found[layouts.POSITIONS], wanted[layouts.POSITIONS].shape[1], resample=resample,
         class_token="cls" in wanted, grid=grid, source_grid=source_grid)
   if {k: v.shape for k, v in found.items()} != {k: v.shape for k, v in wanted.items()}:
-    raise ValueError(_mismatch(flat, found, wanted))
+    raise ValueError(_mismatch(found, wanted))
   return trees.unflatten({k: found[k].astype(wanted[k].dtype, copy=False) for k in wanted})
 
 
@@ -125,11 +125,11 @@ def _swap_class_token(found: dict, wanted: Mapping) -> None:
     found[layouts.POSITIONS] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))
 
 
-def _mismatch(given: Mapping, found: Mapping, wanted: Mapping) -> str:
+def _mismatch(found: Mapping, wanted: Mapping) -> str:
   """What differs, in words where it can be told, and as a diff (+ what there is)."""
   shapes = [{name: "×".join(map(str, leaf.shape)) for name, leaf in flat.items()}
             for flat in (wanted, found)]
-  return (f"these parameters don't fit the model. {_guess(given, wanted)}\n"
+  return (f"these parameters don't fit the model. {_guess(found, wanted)}\n"
           "Expected by the model (-), in the parameters (+):\n"
           + trees.diff_text(*shapes))
 

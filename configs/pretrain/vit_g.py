@@ -4,7 +4,7 @@
     python -m big_transfer.train --config configs/pretrain/vit_g.py --workdir runs/vit-g \\
         --config.upstream.name=mine --config.upstream.source=folder:/path/to/images
 
-Argument: G (default), ViT-G/14 of 1.9 B parameters; 10b, 9.7 B parameters, each split over 16
+Argument: G (default), ViT-G/14 of 1.9 B parameters; 10b, 9.8 B parameters, each split over 16
 devices and those over 4 for the heads; toy, the same config at 0.1 M parameters, which runs on a
 laptop. The first two read a folder of images for each class, `images/` unless told otherwise. No
 number to expect: nothing of that size was trained with this code; what is tested are shapes,
@@ -28,6 +28,7 @@ def get_config(model="G"):
   toy = model == "toy"
   config = ConfigDict()
   config.seed = 0
+  config.init = None  # or, to branch a run, {"source": "runs/first", "what": "full"}
   config.image_size = 32 if toy else 224
   config.batch_size = 64 if toy else 4096
   config.accumulate = 1
@@ -55,7 +56,8 @@ def get_config(model="G"):
   config.evals = dict(
       upstream=dict(kind="classification", every=100 if toy else 10_000),
       probes=dict(kind="fewshot", every=100 if toy else 50_000, shots=(1, 5, 10, 25),
-                  seeds=(0, 1, 2), l2=(1024.0,), layers=("pre_logits",), tasks=("digits",)))
+                  seeds=(0, 1, 2), l2=(1024.0,), layers=("pre_logits",), tasks=("digits",),
+                  missing="error"))
   config.log_every = 20 if toy else 50
   config.checkpoint = dict(every=100 if toy else 2_000, keep=2)
   config.sinks = ()  # or ("tensorboard", "wandb")

@@ -15,9 +15,10 @@ JFT is (Abnar et al. 2021 varied 7, 14 and 21 epochs on it, sec. 2.3):
     … --config.upstream.name=mine --config.upstream.source=folder:/path \\
       '--config.upstream.options={}'
 
-The share of it with --config.upstream.fraction=0.02 and so on. Probes are of the paper's eight
-tasks of its main part; where some aren't prepared it stops and says how to get them, or
---config.evals.probes.missing=skip.
+The toy takes classes of one's own too, with '--config.upstream.options={"release": "mine"}' beside
+name and source. A share of the data: --config.upstream.fraction=0.02 and so on. Probes are of the
+paper's eight tasks of its main part; where some aren't prepared it stops and says how to get them,
+or --config.evals.probes.missing=skip.
 
 The recipe is that of big_vision's configs/vit_i21k.py, shortened: batches of 4,096, Adam at 1e-3
 with decoupled decay λ = 0.1, warm-up over 10,000 steps (or half of the run), cosine, sigmoid losses

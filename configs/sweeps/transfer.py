@@ -22,6 +22,7 @@ import pathlib
 
 from big_transfer.data import examples
 from big_transfer.data import tasks as tasks_lib
+from big_transfer.models import published
 from big_transfer.runs import configuring
 from big_transfer.runs import records
 
@@ -66,7 +67,8 @@ def _read(argument):
   sources, left_out = [], []
   for path in sorted(glob.glob(pattern)) or [pattern]:
     if path.endswith(".npz"):
-      sources.append((path, pathlib.PurePath(path).stem, LARGE))
+      side = published.describe(published.load(path))["image_size"] or LARGE  # None of a ResNet
+      sources.append((path, pathlib.PurePath(path).stem, side if side <= LAPTOP else LARGE))
     elif not (pathlib.Path(path) / records.RUN).exists():
       left_out.append(f"{path} is no run")
     elif "parameters_from" in (run := records.read_run(path)):

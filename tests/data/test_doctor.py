@@ -71,6 +71,11 @@ def test_a_whole_dataset_is_ready(planted, capsys):
   assert out.endswith("2 ready, 0 missing, 0 broken\n")
 
 
+def test_flags_given_twice_add_up(planted, capsys):
+  _, out = run(capsys, "--task", "digits", "--task", "uc_merced", "--data-dir", planted)
+  assert "digits" in out and "uc_merced" in out
+
+
 def test_the_environment_says_where_data_is(planted, monkeypatch, capsys):
   monkeypatch.setenv("TFDS_DATA_DIR", str(planted))
   assert run(capsys, "--task", "uc_merced")[0] == 0

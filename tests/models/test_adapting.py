@@ -133,6 +133,16 @@ def test_a_file_without_a_head_gets_one():
     adapting.adapt(params, _like("tok"))
 
 
+def test_a_new_head_is_no_advice_where_it_was_asked_for():
+  flat = trees.flatten(examples.params("tok"))
+  flat["Transformer/encoderblock_7/LayerNorm_0/bias"] = flat.pop(
+      "Transformer/encoderblock_1/LayerNorm_0/bias")
+  with pytest.raises(ValueError, match="don't fit the model") as error:
+    adapting.adapt(trees.unflatten(flat), _like("tok", num_classes=1000), head="zero")
+  assert "take head" not in str(error.value)
+  assert "encoderblock_7/LayerNorm_0/bias" in str(error.value)
+
+
 def test_the_mismatch_is_a_diff_with_a_guess():
   with pytest.raises(ValueError) as error:
     adapting.adapt(examples.params("tok"), _like("tok", depth=3, mlp_dim=40))
