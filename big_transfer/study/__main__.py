@@ -129,7 +129,7 @@ def _checked(formats, figures):
 
 def _read(runs, out, tables, columns, join, scale, values, steps, l2, recipe):
   """(points, what was left out, census) of run folders, of tables, or of both."""
-  from big_transfer.study import analysis, external, gather, table
+  from big_transfer.study import analysis, external, gather, table, unused
   parts, left_out, census = [], [], None
   if runs:
     rows = out / "rows.parquet"
@@ -137,7 +137,7 @@ def _read(runs, out, tables, columns, join, scale, values, steps, l2, recipe):
     parts.append(table.points(rows, steps=steps, l2=l2))
     left_out += [{"source": ", ".join(census.patterns), "task": None, "points": number,
                   "reason": reason} for reason, number in sorted(census.left_out.items())]
-    left_out += table.unused(rows)
+    left_out += unused.accuracies(rows)
   if tables:
     if not columns:
       raise ValueError("--columns: expected what is in which column of --table, such as "
@@ -298,8 +298,9 @@ def main(argv=None):
   whole = [line for line in found.tables["left_out"] if not line["task"]]
   by_task = [line for line in found.tables["left_out"] if line["task"]]
   words = ", ".join(f"{line['points']} {line['reason']}" for line in whole)
-  joined = found.census.joined
+  joined, counted = found.census.joined, found.points.runs.num_rows
   print(f"\nruns: {found.census.finished}"
+        + (f", {counted} with both accuracies" if counted != found.census.finished else "")
         + (f" and {joined} fine-tuned from them" if joined else "") + "; left out: "
         + (words or ("points of some tasks, below" if by_task else "none")))
   for line in by_task[:_MOST_DROPPED]:

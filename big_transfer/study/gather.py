@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from big_transfer.runs import configuring
 from big_transfer.runs import records
-from big_transfer.study import joining, table
+from big_transfer.study import joining, table, unused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Census:
 
   Attributes:
     patterns: the globs, or the files of results, as given.
-    finished: runs whose rows are in the table.
+    finished: runs whose rows are in the table; those among them without an accuracy upstream or
+      one downstream, and so without a point, are left out, too.
     left_out: reason -> number of folders (of files: of points), such as "running" -> 2.
     rows: lines of the table.
     warnings: one sentence each.
@@ -48,6 +49,11 @@ class Census:
     return Census(self.patterns + other.patterns, self.finished + other.finished, dict(left_out),
                   self.rows + other.rows, self.warnings + other.warnings,
                   self.joined + other.joined)
+
+
+_ADVICE = {  # (what a run lacks, whether it is a record of `evaluate --init`) -> what to do
+    (unused.NO_UPSTREAM, True): f"{unused.NO_UPSTREAM}: state or measure it by evaluate --upstream",
+    (unused.NO_UPSTREAM, False): f"{unused.NO_UPSTREAM}: measure it by evaluate --workdir"}
 
 
 def _folders(patterns):
@@ -240,7 +246,8 @@ def gather(patterns, out, recipe=""):
 
   Args:
     patterns: globs of run folders. Matches that are no run folder are counted and left out, and
-      so are runs whose status isn't "finished" and further copies of one run id. With a run its
+      so are runs whose status isn't "finished" and further copies of one run id; so are runs that
+      no point can be of, but their rows are written. With a run its
       finished evaluations are read: a value that is in several of its files counts once,
       metrics.jsonl's first; what was measured of an earlier checkpoint and never of the last is
       left out. The accuracy of fine-tuning runs joins the rows of the run they began from.
@@ -272,7 +279,7 @@ def gather(patterns, out, recipe=""):
   if not bases:
     raise ValueError(f"--runs: expected at least one finished run under {', '.join(patterns)}, "
                      f"found {_counted(left_out, tuned)}; let the runs finish, or start them again")
-  notes = joining.twice(bases)
+  notes = []
   joins, lost = joining.joins(tuned, bases, unfinished, recipe)
   left_out += lost
   with contextlib.ExitStack() as stack:
@@ -294,7 +301,10 @@ def gather(patterns, out, recipe=""):
       add(join.folder, of_run[join.base] | {"final": join.step}, place, tuned=True)
     rows, joined, lost, found = _write_rows(identities, joins, pathlib.Path(out))
   left_out += lost
-  notes += found
+  lacking = unused.runs(out, bases)
+  left_out += collections.Counter(_ADVICE.get((reason, "parameters_from" in bases[name][0]), reason)
+                                  for name, reason in lacking.items())
+  notes += found + joining.twice({name: bases[name] for name in bases if name not in lacking})
   for note in notes:
     warnings.warn(note, stacklevel=2)
   return Census(tuple(patterns), len(bases), dict(left_out), rows, tuple(notes), joined)

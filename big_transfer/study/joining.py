@@ -68,7 +68,7 @@ def twice(bases):
   """Warnings of parameters that count as two runs: records of `evaluate --init` beside them.
 
   Args:
-    bases: {id: (run.json, folder)}.
+    bases: {id: (run.json, folder)} of those that count, that have both accuracies.
 
   Returns:
     One sentence each.
@@ -103,7 +103,9 @@ def joins(tuned, bases, unfinished, recipe=""):
     ValueError: a damaged file, or a recipe that no fine-tuning run has.
   """
   by_identity = {}
-  for name, (run, _) in bases.items():  # a file's parameters are known by its hash
+  # A file's parameters are known by its hash; of its records one that has an upstream comes first.
+  for name, (run, _) in sorted(bases.items(), key=lambda item: not (
+      item[1][0].get("upstream") or {}).get("name")):
     by_identity.setdefault((run.get("parameters_from") or {}).get("identity"), name)
   by_identity |= {name: name for name in bases}
   found, lost = [], collections.Counter()

@@ -292,7 +292,7 @@ def points(rows, *, steps="last", l2=L2):
   A run's last evaluation is its last step with both an upstream accuracy and some downstream one.
   Downstream are few-shot probes, linear probes on all examples and fine-tuning (`DOWNSTREAM`), each
   a setting, and so a cell, of its own. Only probes of `pre_logits` count; values that are skipped
-  or not finite are left out; what else is, `unused` tells.
+  or not finite are left out; what else is, module `unused` tells.
 
   Args:
     rows: the Parquet file that `gather.gather` wrote.
@@ -309,7 +309,7 @@ def points(rows, *, steps="last", l2=L2):
   if steps not in ("last", "all"):
     raise ValueError(f"--steps: expected 'last' or 'all', got {steps!r}")
   with duckdb.connect() as database:
-    _take(database, rows)
+    take(database, rows)
     database.execute(_PREFERRED)
     _check_accuracies(database, l2)
     columns = ", ".join(f"any_value({quoted(name)}) AS {quoted(name)}"
@@ -324,62 +324,31 @@ def points(rows, *, steps="last", l2=L2):
 
 
 DOWNSTREAM = ("fewshot", "linear", "finetune")  # evaluators whose accuracies are points
-_GOOD = "metric = 'accuracy' AND isfinite(value) AND coalesce(status, 'ok') = 'ok'"
-_OF_PRE_LOGITS = "coalesce(layer, 'pre_logits') = 'pre_logits' AND \"group\" IS NULL"
+GOOD = "metric = 'accuracy' AND isfinite(value) AND coalesce(status, 'ok') = 'ok'"
+OF_PRE_LOGITS = "coalesce(layer, 'pre_logits') = 'pre_logits' AND \"group\" IS NULL"
 # A linear probe is of setting "linear"; so is fine-tuning where the head alone is trained.
-_DOUBLED = ("evaluator = 'finetune' AND EXISTS (FROM ds other WHERE other.evaluator = 'linear' "
+DOUBLED = ("evaluator = 'finetune' AND EXISTS (FROM ds other WHERE other.evaluator = 'linear' "
             "AND other.run_id = ds.run_id AND other.step = ds.step "
             + "".join(f"AND other.{name} IS NOT DISTINCT FROM ds.{name} "
                       for name in ("task", "variant", "setting")) + ")")
-# Measured at that step or later; a skipped task has one row, whatever its probes would have been.
-_SINCE = ("ds.step >= rows.step AND " + " AND ".join(
-    f"ds.{name} IS NOT DISTINCT FROM rows.{name}"
-    for name in ("run_id", "evaluator", "task", "variant", "setting"))
-          + " AND (rows.status = 'skipped' OR " + " AND ".join(
-              f"ds.{name} IS NOT DISTINCT FROM rows.{name}" for name in ("shots", "seed")) + ")")
-_PREFERRED = f"DELETE FROM ds WHERE {_DOUBLED}"
+_PREFERRED = f"DELETE FROM ds WHERE {DOUBLED}"
 
 
-def _take(database, rows):
-  """Tables `us` and `ds`: the accuracies in `rows` that may be points."""
+def take(database, rows):
+  """Makes in a DuckDB `database` the tables `us` and `ds`: the accuracies that may be points.
+
+  Args:
+    database: the connection; the file's lines are its view `rows`.
+    rows: the Parquet file that `gather.gather` wrote.
+  """
   database.register("rows", database.read_parquet(glob.escape(str(rows))))
   database.execute(
       "CREATE TABLE us AS SELECT run_id, step, value, count(*) OVER (PARTITION BY run_id, step) "
-      f"AS n FROM rows WHERE evaluator = 'upstream' AND {_GOOD} "
+      f"AS n FROM rows WHERE evaluator = 'upstream' AND {GOOD} "
       "AND coalesce(split, 'test') <> 'train'")
   database.execute(
-      f"CREATE TABLE ds AS SELECT * FROM rows WHERE evaluator IN {DOWNSTREAM} AND {_GOOD} "
-      f"AND coalesce(split, 'test') = 'test' AND {_OF_PRE_LOGITS}")
-
-
-def unused(rows):
-  """The downstream accuracies in the rows that are no point, as far as that could go unnoticed.
-
-  Args:
-    rows: the Parquet file that `gather.gather` wrote.
-
-  Returns:
-    Dicts with source, task, points and reason (`external.LEFT_OUT_COLUMNS`): tasks that were
-    skipped or diverged, a line a reason, and fine-tuned heads where a linear probe is there too.
-    What was measured at that step or later after all isn't told, nor anything twice for its steps.
-  """
-  with duckdb.connect() as database:
-    _take(database, rows)
-    lines = database.execute(
-        "SELECT task, variant, setting, count(DISTINCT (run_id, shots, seed, l2)), "
-        "count(DISTINCT run_id), status, reason FROM rows "
-        f"WHERE evaluator IN {DOWNSTREAM} AND {_OF_PRE_LOGITS} AND (metric = 'accuracy' "
-        "OR status = 'skipped') AND (NOT coalesce(isfinite(value), false) "
-        f"OR coalesce(status, 'ok') <> 'ok') AND NOT EXISTS (FROM ds WHERE {_SINCE}) "
-        "GROUP BY ALL ORDER BY ALL").fetchall()
-    lines += database.execute(
-        "SELECT task, variant, setting, count(*), count(DISTINCT run_id), 'not used', 'a linear "
-        f"probe on all examples counts, not the head that was trained' FROM ds WHERE {_DOUBLED} "
-        "GROUP BY ALL ORDER BY ALL").fetchall()
-  return [{"source": "rows", "task": name_of(task, variant, setting), "points": points,
-           "reason": f"{status or 'no value'} in {runs} run{'s' * (runs != 1)}"
-                     + (f": {reason}" if reason else "")}
-          for task, variant, setting, points, runs, status, reason in lines]
+      f"CREATE TABLE ds AS SELECT * FROM rows WHERE evaluator IN {DOWNSTREAM} AND {GOOD} "
+      f"AND coalesce(split, 'test') = 'test' AND {OF_PRE_LOGITS}")
 
 
 # A probe's standard error is over its seeds: what a new draw of shots would change; that of
@@ -408,7 +377,8 @@ def _check_accuracies(database, l2):
     return database.execute(query, values or None).fetchone()
   if not one("SELECT count(*) FROM us")[0]:
     raise ValueError("rows: no upstream accuracy (evaluator 'upstream', metric 'accuracy') in any "
-                     "finished run; add the upstream evaluator to the config")
+                     "finished run; add the upstream evaluator to the config, or name what "
+                     "published parameters were trained on by evaluate --upstream")
   if not one("SELECT count(*) FROM ds")[0]:
     raise ValueError("rows: no few-shot accuracy (evaluator 'fewshot', metric 'accuracy', layer "
                      "'pre_logits') in any finished run, nor one of a linear probe or of fine-"

@@ -3,9 +3,12 @@ import json
 
 import duckdb
 import planted
+import planted_tuned
 import pytest
+from pyarrow import parquet
 
-from big_transfer.study import gather, table
+from big_transfer.study import __main__ as command
+from big_transfer.study import analysis, gather, table
 
 UPSTREAM = {"step": 400, "evaluator": "upstream", "task": "fractals", "metric": "accuracy",
             "value": 0.5}
@@ -125,3 +128,52 @@ def test_a_bad_line_is_named_by_its_file(run, tmp_path):
     file.write('{"step": "x"}\n')
   with pytest.raises(ValueError, match=r"evaluations/b/metrics.jsonl, line 2: .*step should be "):
     _gather(tmp_path)
+
+
+FILE = {"parameters_from": {"identity": "f" * 64, "step": 0}}  # of `evaluate --init FILE.npz`
+
+
+def test_runs_without_both_accuracies_are_told(run, tmp_path, capsys):
+  """Their rows can be of no point, whatever they lack."""
+  planted.write_run(tmp_path / "runs", 1, 0.5, [_probe(0.3)], **FILE)
+  planted.write_run(tmp_path / "runs", 2, 0.5, [_probe(0.3)])
+  planted.write_run(tmp_path / "runs", 3, 0.5, [UPSTREAM])
+  planted.write_run(tmp_path / "runs", 4, 0.5, [])
+  planted.write_run(tmp_path / "runs", 5, 0.5, [UPSTREAM, _probe(0.3, step=200)])
+  census, rows = _gather(tmp_path)
+  expected = {"no upstream accuracy: state or measure it by evaluate --upstream": 1,
+              "no upstream accuracy: measure it by evaluate --workdir": 2,
+              "no downstream accuracy": 1,
+              "no upstream and downstream accuracy at the same step": 1}
+  assert census.left_out == expected and census.finished == 6
+  assert {row["run_id"][-1] for row in rows} == set("01235")  # the rows are there all the same
+  out = tmp_path / "out"
+  assert command.main(["--runs", f"{tmp_path}/runs/*", "--out", str(out), "--no-figures",
+                       "--resamples", "20", "--skip", *analysis.OPTIONAL]) == 0
+  said = capsys.readouterr().out
+  assert "runs: 6, 1 with both accuracies; left out: 1 no downstream accuracy" in said
+  lines = parquet.read_table(out / "left_out.parquet").to_pylist()
+  assert {line["reason"]: line["points"] for line in lines if not line["task"]} == expected
+  assert all(reason in (out / "report.html").read_text() for reason in expected)
+
+
+@pytest.mark.parametrize("upstream, warned", [([], 0), ([UPSTREAM], 1)])
+def test_one_of_two_records_counts_twice_only_where_it_counts(run, tmp_path, recwarn, upstream,
+                                                              warned):
+  planted.write_run(tmp_path / "runs", 1, 0.5, [UPSTREAM, _probe(0.3)], **FILE)
+  planted.write_run(tmp_path / "runs", 2, 0.5, [*upstream, _probe(0.3)], **FILE)
+  census, _ = _gather(tmp_path)
+  assert len(census.warnings) == len(recwarn) == warned
+  assert all("so they count as two runs" in note for note in census.warnings)
+
+
+def test_fine_tuning_joins_the_record_of_its_file_that_has_an_upstream(tmp_path):
+  bare = planted.write_run(tmp_path / "runs", 0, 0.5, [_probe(0.3)], upstream={"name": None},
+                           **FILE)
+  planted.write_run(tmp_path / "runs", 1, 0.5, [UPSTREAM, _probe(0.3)], **FILE)
+  planted_tuned.write(tmp_path / "runs", "tuned", bare, [planted_tuned.row(0.8)],
+                      identity="f" * 64)
+  _gather(tmp_path)
+  points = table.points(tmp_path / "rows.parquet").table().to_pylist()
+  assert {(point["run_id"], point["setting"]) for point in points} == {
+      ("00000001", "fewshot"), ("00000001", "finetune")}

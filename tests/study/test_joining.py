@@ -9,7 +9,7 @@ import planted
 import planted_tuned
 import pytest
 
-from big_transfer.study import gather, table
+from big_transfer.study import gather, table, unused
 
 UPSTREAM = {"step": 400, "examples": 51200, "evaluator": "upstream", "task": "fractals",
             "split": "test", "metric": "accuracy", "value": 0.5}
@@ -184,7 +184,7 @@ def test_a_linear_probe_counts_before_a_head_that_was_trained(base, tune, study,
   _, points = study()
   assert _tuned(points, setting="linear")["ds"] == 0.55  # at a strength of its own choice
   assert _tuned(points, task="pets", setting="linear")["ds"] == 0.7
-  line, = table.unused(tmp_path / "rows.parquet")
+  line, = unused.accuracies(tmp_path / "rows.parquet")
   assert (line["task"], line["points"]) == ("digits (linear)", 1)
   assert line["reason"].startswith("not used in 1 run: a linear probe")
 
@@ -196,7 +196,7 @@ def test_skipped_tasks_are_counted_by_reason(base, tmp_path):
       file.write(json.dumps({**PROBE, "task": "pets", "variant": "vtab1k", "value": None,
                              "status": "skipped", "reason": "not prepared"}) + "\n")
   gather.gather([f"{tmp_path}/runs/*"], tmp_path / "rows.parquet")
-  assert table.unused(tmp_path / "rows.parquet") == [{
+  assert unused.accuracies(tmp_path / "rows.parquet") == [{
       "source": "rows", "task": "pets (vtab1k)", "points": 2,
       "reason": "skipped in 2 runs: not prepared"}]
   assert {cell.task for cell in table.points(tmp_path / "rows.parquet").cells} == {"digits"}
@@ -263,7 +263,7 @@ def test_a_task_that_was_skipped_and_then_measured_is_not_left_out(base, study, 
                 PROBE | {"value": float("nan"), "step": 200, "status": "non-finite"}):
       file.write(json.dumps(row) + "\n")
   study()
-  line, = table.unused(tmp_path / "rows.parquet")
+  line, = unused.accuracies(tmp_path / "rows.parquet")
   assert (line["task"], line["points"]) == ("pets", 1)  # of the other run, once for both steps
   assert line["reason"] == "skipped in 1 run: not prepared" and other.exists()
 
