@@ -139,7 +139,7 @@ def job(request: Request) -> Job:
   init, workdir = request.init, request.workdir
   if workdir is not None:
     workdir = pathlib.Path(workdir).expanduser()
-    _check_run(workdir)
+    origin_lib.check_run(workdir)
   origin = _origin(init or workdir, request.step)
   base = (records.read_config(workdir) if workdir is not None else
           configuring.load(request.config) if isinstance(request.config, (str, os.PathLike)) else
@@ -172,7 +172,7 @@ def job(request: Request) -> Job:
 def _origin(source, step):
   if origin_lib.is_file(source):
     return origin_lib.of_file(source)
-  _check_run(pathlib.Path(source).expanduser())
+  origin_lib.check_run(pathlib.Path(source).expanduser())
   return origin_lib.of_run(source, step)
 
 
@@ -211,17 +211,6 @@ def _task(text):
   except json.JSONDecodeError as error:
     raise ValueError(f"--upstream {text} is no JSON ({error}); expected a task's name, or a mapping "
                      """such as '{"name": "mine", "source": "folder:/path"}'""") from error
-
-
-def _check_run(folder):
-  """Raises ValueError unless a training left its record in `folder`, not an evaluation."""
-  origin_lib.check_run(folder)
-  run = records.read_run(folder)
-  if "parameters_from" in run:
-    inside = folder.absolute().parent
-    name = inside.parent if inside.name == records.EVALUATIONS else run.get("name")
-    raise ValueError(
-        f"'{folder}' is an evaluation, which has no parameters: name its run, '{name}'")
 
 
 def _configured(base, request):
