@@ -24,8 +24,9 @@ _INTERVAL = {"level": ("DOUBLE", "nominal coverage of the intervals")}
 _PAIRED = {
     "pairs": ("BIGINT", "runs that have both"),
     "gain": ("DOUBLE", "accuracy above the other's, the mean over these runs"),
-    "gain_low": ("DOUBLE", "low end of its interval, Student's t over runs; null with one"),
-    "gain_high": ("DOUBLE", "high end of its interval"),
+    "gain_low": ("DOUBLE", "low end of its interval, Student's t over runs, at least -1; null with "
+                           "one"),
+    "gain_high": ("DOUBLE", "high end of its interval, at most 1"),
     "correlation": ("DOUBLE", "Spearman's correlation between the two over these runs; null with "
                               f"fewer than {ranks.MIN_RUNS}"),
     "correlation_low": ("DOUBLE", "low end of its interval"),
@@ -70,17 +71,21 @@ COLUMNS = {"settings": SETTING_COLUMNS, "settings_pairs": PAIR_COLUMNS,
 
 
 def by_task(points):
-  """Tasks measured in several settings: {(upstream, task, variant): [View]}, last evaluations.
+  """Tasks of a study of several settings: {(upstream, task, variant): [View]}, last evaluations.
 
-  The views of a task are in the order of `table.measures`.
+  Of an upstream with several settings all its tasks but those of few-shot probes alone, of which
+  there is nothing to compare. The views of a task are in the order of `table.measures`.
   """
   found = collections.defaultdict(list)
   for view in points:
     found[tuple(getattr(view.cell, name) for name in _TASK)].append(view.take(view.last))
   order = table.measures(points.cells)
+  settings = collections.defaultdict(set)
+  for (upstream, _, _), views in found.items():
+    settings[upstream] |= {view.cell.setting or table.USUAL[0] for view in views}
   return {task: sorted(views, key=lambda view: order.index(table.measure(view.cell)))
           for task, views in found.items()
-          if len({view.cell.setting or table.USUAL[0] for view in views}) > 1}
+          if len(settings[task[0]]) > 1 and not all(map(_is_few_shot, views))}
 
 
 def _is_few_shot(view):
@@ -113,7 +118,8 @@ def _compared(view, other, level):
   line = {"pairs": int(mine.size), "level": level}
   if not mine.size:
     return line | {"reason": "no run has both"}
-  values = paired.interval(x_M - y_M, level)[:3]
+  centre, *ends, _ = paired.interval(x_M - y_M, level)
+  values = (centre, *np.clip(ends, -1.0, 1.0))  # accuracies are no further apart
   line |= {name: float(value) if np.isfinite(value) else None
            for name, value in zip(("gain", "gain_low", "gain_high"), values)}
   found, reason = _correlation(x_M, y_M, level)
@@ -121,7 +127,7 @@ def _compared(view, other, level):
 
 
 def tables(points, fits, *, level=0.9):
-  """The tables of the tasks that were measured in several settings.
+  """The tables of the tasks of `by_task`.
 
   Args:
     points: `table.Points`; runs count at their last evaluation.
@@ -129,7 +135,7 @@ def tables(points, fits, *, level=0.9):
     level: nominal coverage of the intervals.
 
   Returns:
-    {name: dicts with the columns of `COLUMNS`}; empty where no task has several settings.
+    {name: dicts with the columns of `COLUMNS`}; empty where there are no several settings.
   """
   hulls = {table.Cell(*(fit[name] for name in table.CELL)): fit for fit in fits
            if fit["fit"] == "hull"}
@@ -154,7 +160,7 @@ def _setting(view, base, fit, level):
   line = dict.fromkeys(SETTING_COLUMNS) | view.cell._asdict() | {
       "runs": int(view.run.size), "ds_mean": float(view.ds.mean()), "level": level,
       "ds_best": float(view.ds.max()), "fit_status": fit["status"]}
-  reasons = []
+  reasons = ["no few-shot probe of the task to compare with"] if base is None else []
   if base is not None and base is not view:
     line |= {"than_shots": base.cell.shots} | _compared(view, base, level)
     reasons.append(line["reason"])
@@ -231,6 +237,12 @@ def _over_tasks(claims):
         "upstream": upstream, "task": EVERY, "variant": variant, "setting": setting,
         "runs": len(mine), "verdict": verdict, "reason": _counted(whole)} | {
             name: _counted(counts[name]) for name in ("order", "upstream_order", "saturates")}
+
+
+def is_open(claim):
+  """Whether a claim of '(all)' is undecided in each of its parts on each of its tasks."""
+  return all(claim[name] == f"{claim['runs']} {UNDECIDED}"
+             for name in ("order", "upstream_order", "saturates"))
 
 
 def _counted(verdicts):

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from big_transfer.study import by_setting, table
+from big_transfer.study import ranks as ranks_lib
 from big_transfer.study.figures import scatter, style
 
 
@@ -262,7 +263,9 @@ def settings(tables, upstream, _):
   lines = [line for line in tables.get("settings", ()) if line["upstream"] == upstream]
   if not lines:
     return None
-  said, variants = [], sorted({line["variant"] for line in lines}, key=str)
+  claims = {(line["setting"], line["variant"]): line for line in tables.get("settings_claims", ())
+            if (line["upstream"], line["task"]) == (upstream, by_setting.EVERY)}
+  said, open_, variants = [], {}, sorted({line["variant"] for line in lines}, key=str)
   names = table.measures(line for line in lines if isinstance(table.measure(line), str))
   for name, variant in itertools.product(names, variants):  # no mean is over two variants
     mine = [line for line in lines
@@ -271,25 +274,37 @@ def settings(tables, upstream, _):
       continue
     words = style.cell_name([None, style.shots_name(name), variant, None])
     gains = [line for line in mine if line["gain"] is not None]
-    if gains:
-      said.append(_gains(words, gains, mine))
+    said.append(_gains(words, gains, mine) if gains else
+                f"{_capital(words)}, {_tasks(len(mine))}: on none has a run few-shot probes, too, "
+                "to compare with.")
     known = [line["correlation"] for line in gains if line["correlation"] is not None]
     if known:
       said.append(f"It ranks the runs as few-shot does with a median correlation of "
                   f"{np.median(known):.2f} over {_tasks(len(known))}.")
-    elif gains:
-      said.append(f"With {max(line['pairs'] for line in gains)} runs measured in both ways, "
-                  "whether it ranks runs alike can't be said.")
-    fitted = [line for line in mine if line["fit_status"] == "ok"]
-    said.append(f"Its saturation value is identified on the upper hull for {len(fitted)} of "
-                f"{_tasks(len(mine))}" + (
-                    f", from {_percent(min(line['saturation'] for line in fitted))} to "
-                    f"{_percent(max(line['saturation'] for line in fitted))}" if fitted else "")
-                + ".")
-    said += [_claimed(line) for line in tables.get("settings_claims", ())
-             if (line["upstream"], line["setting"], line["variant"], line["task"]) == (
-                 upstream, name, variant, by_setting.EVERY)]
-  return " ".join(said) or None
+    fitted = [line["saturation"] for line in mine if line["fit_status"] == "ok"]
+    if fitted:
+      said.append(f"Its saturation value is identified on the upper hull for {len(fitted)} of "
+                  f"{_tasks(len(mine))}, from {_percent(min(fitted))} to {_percent(max(fitted))}.")
+    claim = claims.get((name, variant))
+    if claim and not by_setting.is_open(claim):
+      said.append(_claimed(claim))
+    elif claim:
+      open_[words] = gains
+  return " ".join(said + ([_undecided(open_)] if open_ else []))
+
+
+def _undecided(ways):
+  """One sentence on the ways of which nothing the paper claims is decided: {words: lines}."""
+  most = max(line["pairs"] for lines in ways.values() for line in lines or [{"pairs": 0}])
+  why = (f": at most {most} run{'s have' if most != 1 else ' has'} both, and even a correlation "
+         f"takes {ranks_lib.MIN_RUNS}" if most < ranks_lib.MIN_RUNS else "")
+  return ("Whether the picture is the same as with few-shot probes, as the paper states of "
+          "fine-tuning (arXiv:2110.02095, section 5), is undecided here for "
+          f"{' and '.join(f'“{words}”' for words in ways)}, on every task{why}.")
+
+
+def _capital(words):
+  return words[0].upper() + words[1:]
 
 
 def _gains(words, gains, mine):
@@ -300,7 +315,7 @@ def _gains(words, gains, mine):
   against = (f"few-shot probes ({' or '.join(map(str, shots))} shots)" if shots
              else "few-shot probes")
   low, high = (end(gains, key=lambda line: line["gain"]) for end in (min, max))
-  return (f"{words[0].upper() + words[1:]}, against {against} of the same runs, "
+  return (f"{_capital(words)}, against {against} of the same runs, "
           f"{_tasks(len(gains))}"
           + (f" of {len(mine)}" if len(mine) > len(gains) else "") + ": "
           + f"{100 * np.mean([line['gain'] for line in gains]):+.1f} points of accuracy on average"
@@ -317,7 +332,8 @@ def _task(line):
 def _claimed(line):
   """The finding on what the paper claims, of all tasks after an upstream."""
   return ("That the picture is the same as with few-shot probes, as the paper states of "
-          f"fine-tuning (arXiv:2110.02095, section 5), is {line['verdict']} here: of {_tasks(line['runs'])} "
+          f"fine-tuning (arXiv:2110.02095, section 5), is {line['verdict']} here: of "
+          f"{_tasks(line['runs'])} "
           f"{line['reason']} (both order the runs alike: {line['order']}; as upstream accuracy "
           f"does: {line['upstream_order']}; both saturate: {line['saturates']}).")
 

@@ -47,12 +47,11 @@ SECTIONS = (
     Section("settings", "Few-shot, linear and fine-tuned", (
         Part("figure", "settings", "The same pre-trained runs, by how the task was learnt: probes "
              "of a few examples a class, a linear probe on all training examples, and fine-tuning "
-             "of the whole model. A mark is a run; lines join the means of an architecture's runs "
-             "at each share of the upstream data, the smallest first.", "settings"),
+             "of the whole model. A mark is a run.", "settings"),
         Part("table", "settings", "Each way to learn a task: accuracy, what it gains over the few-"
              "shot probe with the most shots (the mean over the runs that have both, with an "
-             "interval over these runs), how alike the two rank the runs, how upstream accuracy "
-             "ranks them, and the hull's saturation value."),
+             "interval over these runs, cut at ±1, wide where they are few), how alike the two "
+             "rank the runs, how upstream accuracy ranks them, and the hull's saturation value."),
         Part("table", "settings_pairs", "The same for every pair of ways."),
         Part("table", "settings_claims", "What the paper says of few-shot probes, that they order "
              "runs as upstream accuracy does and that they saturate, tested for the other ways: "

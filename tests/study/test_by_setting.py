@@ -4,7 +4,8 @@ import planted_points
 import pyarrow as pa
 import pytest
 
-from big_transfer.study import by_setting, findings, gather, report, saturation, table
+from big_transfer.study import (
+    by_setting, findings, gather, report, saturation, sections, table)
 from big_transfer.study import figures
 from big_transfer.study.figures import by_setting as drawing
 
@@ -108,8 +109,57 @@ def test_two_runs_say_what_can_not_be_said():
   alone = _line(tables, "settings", "finetune")
   assert alone["gain"] == pytest.approx(0.3) and alone["gain_low"] is None
   said = findings.settings(tables, "fractals", 5)
-  assert "is undecided here: of 1 task 1 undecided" in said
-  assert "With 2 runs measured in both ways, whether it ranks runs alike can't be said" in said
+  # A sentence each on what they gain, and one on all that can't be said.
+  assert said.count(". ") == 2 and said.endswith(
+      "is undecided here for “fine-tuned” and “linear probe, all examples”, on every task: at most "
+      "2 runs have both, and even a correlation takes 5.")
+
+
+def test_what_is_decided_in_part_is_told_by_its_parts(alike):
+  said = findings.settings(_tables(alike), "fractals", 10)
+  assert "both order the runs alike: 1 confirmed; as upstream accuracy does: 1 confirmed" in said
+  assert "undecided here for" not in said
+
+
+def test_a_task_that_was_only_fine_tuned_has_its_line_and_panel():
+  """Beside tasks with few-shot probes, that is; of those that have these alone there is no need."""
+  us_U = np.linspace(0.1, 0.9, 12)
+  points = _points({("pets", "fewshot", 5): us_U / 2, ("pets", "finetune", None): us_U,
+                    ("omniglot", "finetune", None): us_U / 3, ("cars", "fewshot", 5): us_U}, us_U)
+  tables = _tables(points)
+  line = _line(tables, "settings", "finetune", task="omniglot")
+  assert line["runs"] == 12 and line["us_correlation"] == pytest.approx(1.0)
+  assert line["gain"] is line["correlation"] is line["than_shots"] is None
+  assert "no few-shot probe of the task to compare with" in line["reason"]
+  assert {line["task"] for line in tables["settings"]} == {"pets", "omniglot"}
+  for name in ("settings_pairs", "settings_claims"):
+    assert {line["task"] for line in tables[name]} <= {"pets", by_setting.EVERY}
+  assert {row["panel"] for row in drawing.rows(points)} == {"omniglot", "pets"}
+  assert "1 task of 2" in findings.settings(tables, "fractals", 5)
+  alone = [line for line in tables["settings"] if line["task"] == "omniglot"]
+  said = findings.settings({"settings": alone}, "fractals", 5)
+  assert said.startswith("Fine-tuned, 1 task: on none has a run few-shot probes, too")
+
+
+def test_intervals_of_a_gain_stay_within_what_is_possible():
+  us_U = np.array([0.2, 0.4])
+  few_U = np.array([0.1, 0.45])
+  tables = _tables(_points({("pets", "fewshot", 5): few_U,
+                            ("pets", "finetune", None): np.array([0.96, 0.97])}, us_U))
+  line, (pair,) = _line(tables, "settings", "finetune"), tables["settings_pairs"]
+  for one in (line, pair):  # Student's t with one degree of freedom goes to 1.8
+    assert one["gain"] == pytest.approx(0.69) and one["gain_high"] == 1.0
+    assert one["gain_low"] == pytest.approx(0.69 - 6.3138 * 0.17, rel=1e-4)
+
+
+def test_nothing_speaks_of_lines_where_there_are_none():
+  us_U = np.array([0.2, 0.3, 0.6, 0.7])
+  ds = {("pets", "fewshot", 5): us_U, ("pets", "finetune", None): us_U + 0.1}
+  subtitles = [drawing.settings(_points(ds, us_U, upstream_fraction=shares))["title"].get(
+      "subtitle") for shares in ([1.0] * 4, [0.1, 0.1, 1.0, 1.0])]
+  assert not subtitles[0] and "a line joins the means" in subtitles[1]
+  section = next(section for section in sections.SECTIONS if section.anchor == "settings")
+  assert not any("join" in part.caption for part in section.parts)
 
 
 def test_without_few_shot_probes_the_others_are_still_compared():

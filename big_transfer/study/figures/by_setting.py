@@ -67,7 +67,8 @@ def rows(points):
       made += [common | {
           "mark": "run", "us": round(float(view.us[n]), 5), "ds": round(float(view.ds[n]), 5),
           "family": family_N[n], "fraction": _known(fraction_N[n]),
-          "model": of["model"][view.run[n]], "run": of["run_name"][view.run[n]]} for n in style.thinned(view.us.size, most)]
+          "model": of["model"][view.run[n]], "run": of["run_name"][view.run[n]]}
+               for n in style.thinned(view.us.size, most)]
       made += [common | {"mark": _MEAN, "us": round(us, 5), "ds": round(ds, 5), "family": family,
                          "fraction": fraction, "model": None, "run": None}
                for family, fraction, us, ds in _means(view, fraction_N, family_N)]
@@ -89,7 +90,7 @@ def settings(points, *, upstream=None):
     upstream: the upstream dataset to show; None: all.
 
   Returns:
-    A Vega-Lite specification, or None where no task was measured in several settings.
+    A Vega-Lite specification, or None where there are no several settings (`by_setting.by_task`).
   """
   made = [row for row in rows(points) if upstream in (None, row["upstream"])]
   if not made:
@@ -131,5 +132,5 @@ def settings(points, *, upstream=None):
   ).properties(width=230, height=180)
   return style.faceted(chart, made, columns=3, order=list(dict.fromkeys(
       row["panel"] for row in made)), title="The same runs by several ways of transfer",
-                       subtitle="Lines join the means of a family's runs at each share of the "
-                                "upstream data, the smallest first." if families else "")
+                       subtitle="Where there are several shares of the upstream data, a line "
+                                "joins the means of a family's runs at each." if families else "")
