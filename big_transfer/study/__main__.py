@@ -297,12 +297,13 @@ def main(argv=None):
   print(_printed(found))
   whole = [line for line in found.tables["left_out"] if not line["task"]]
   by_task = [line for line in found.tables["left_out"] if line["task"]]
-  words = ", ".join(f"{line['points']} {line['reason']}" for line in whole)
+  words = [f"{line['points']} {line['reason']}" for line in whole]
+  words += ["points of some tasks, below"] if by_task else []
   joined, counted = found.census.joined, found.points.runs.num_rows
   print(f"\nruns: {found.census.finished}"
         + (f", {counted} with both accuracies" if counted != found.census.finished else "")
         + (f" and {joined} fine-tuned from them" if joined else "") + "; left out: "
-        + (words or ("points of some tasks, below" if by_task else "none")))
+        + (", ".join(words) or "none"))
   for line in by_task[:_MOST_DROPPED]:
     points = f"{line['points']} point{'s' * (line['points'] != 1)}"
     print(f"left out of {line['task']}: {points}: {line['reason']}")

@@ -107,19 +107,20 @@ def _asset(name):
   return (importlib.resources.files("big_transfer.study") / "page" / name).read_text("utf-8")
 
 
-def _facts(points, census, sources):
+def _facts(points, census, sources, tables):
   names = style.families(points)[0].tolist()
   families = ", ".join(f"{number:,} {name}"
                        for name, number in collections.Counter(names).most_common())
   low = min(float(view.us.min()) for view in points)
   high = max(float(view.us.max()) for view in points)
-  left_out = ", ".join(f"{number:,} ({reason})"
-                       for reason, number in sorted(census.left_out.items()))
+  left_out = [f"{number:,} ({reason})" for reason, number in sorted(census.left_out.items())]
+  if any(line["task"] for line in tables.get("left_out") or ()):
+    left_out.append("points of some tasks, in the last table")
   joined = f" and {census.joined:,} fine-tuned from them" if census.joined else ""
   facts = {
       "runs": f"{census.finished:,} found{joined}, {len(names):,} with both accuracies "
               f"({families})",
-      "left out": left_out or "none",
+      "left out": ", ".join(left_out) or "none",
       "upstream": ", ".join(sorted({str(cell.upstream) for cell in points.cells}))
                   + f"; accuracy {100 * low:.1f} % to {100 * high:.1f} %",
       "points": f"{len(points):,}, "
@@ -265,7 +266,7 @@ def write(path, points, tables, census, *, shots, sources, reference=None,
   for cell, text in zip(data["cells"], of_cells):
     cell["finding"] = text
   data |= {"findings": said, "first_shots": shots}
-  facts, files = _facts(points, census, sources)
+  facts, files = _facts(points, census, sources, tables)
   page = string.Template(_asset("report.html")).substitute(
       title=html.escape(title), style=_asset("report.css"), facts=facts, files=files,
       intervals=html.escape(_intervals(tables)), sections=_sections(data),

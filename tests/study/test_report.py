@@ -1,5 +1,6 @@
 """The page as a file: self-contained, escaped, columnar, and true to the tables."""
 import base64
+import dataclasses
 import html
 import json
 import re
@@ -201,3 +202,18 @@ def test_the_report_of_a_large_study_stays_below_20_megabytes(tmp_path):
   assert len(points) == 625_000
   path = report.write(tmp_path / "r.html", points, {}, planted_tables.CENSUS, shots=25, sources={})
   assert path.stat().st_size < 12e6  # 8 MB more are left to the tables
+
+
+@pytest.mark.parametrize("left_out, lines, words", [
+    ({}, [], "none"), ({"running": 2}, [], "2 (running)"),
+    ({}, [{"source": "fits", "task": "odd", "points": 3, "reason": "no fit"}],
+     "points of some tasks, in the last table"),
+    ({"running": 2}, [{"source": "fits", "task": "odd", "points": 3, "reason": "no fit"}],
+     "2 (running), points of some tasks, in the last table")])
+def test_the_head_says_of_what_was_left_out_what_the_terminal_does(left_out, lines, words,
+                                                                    tmp_path):
+  points = planted_points.make(np.array([0.2, 0.4]), {"odd": np.array([0.3, 0.5])})
+  census = dataclasses.replace(planted_tables.CENSUS, left_out=left_out)
+  page = report.write(tmp_path / "r.html", points, {"left_out": lines}, census, shots=10,
+                      sources={}).read_text()
+  assert f"<dt>left out</dt><dd>{words}</dd>" in page
