@@ -15,7 +15,7 @@ from big_transfer import trees
 from big_transfer.data import tasks
 from big_transfer.models import shapes
 from big_transfer.runs import records
-from big_transfer.study import gather, table
+from big_transfer.study import gather, table, unused
 from big_transfer.training import program
 from tests import toy
 
@@ -112,7 +112,7 @@ def test_a_runs_own_probes_take_the_tasks_of_a_suite(runs, suite, tmp_path):
   assert [row for row in rows if row["task"] == "digits"] == _fewshot(run, step=6)
   assert {row["task"] for row in rows} == {"digits", "gone"}  # and what isn't a probe, not again
   gather.gather([str(run)], tmp_path / "rows.parquet")
-  line, = table.unused(tmp_path / "rows.parquet")
+  line, = unused.accuracies(tmp_path / "rows.parquet")
   assert line["task"] == "gone" and line["reason"].startswith("skipped in 1 run: ")
 
 
