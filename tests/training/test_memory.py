@@ -91,6 +91,7 @@ def _near(ratio):
   return .8 < ratio < 1.2
 
 
+@pytest.mark.slow  # compiles large programs
 def test_peak_is_near_the_compilers_and_micro_batches_gather_in_their_loop(monkeypatch):
   case = ("wide", 16, {"fsdp": 8})
   step, shapes = _program_here(monkeypatch, *case, accumulate=2)
@@ -103,6 +104,7 @@ def test_peak_is_near_the_compilers_and_micro_batches_gather_in_their_loop(monke
   assert "all-gather(" in loops and "all-gather(" not in entry
 
 
+@pytest.mark.slow  # compiles large programs
 def test_a_frozen_body_costs_its_forward_pass_alone(monkeypatch):
   """No reverse pass, no gradients and no residuals: XLA's own count of what is done and held."""
   found = {}

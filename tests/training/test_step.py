@@ -76,7 +76,8 @@ def _gradients(*args, **kwargs):
                          zip(jax.tree.leaves(before), jax.tree.leaves(after))]).astype(np.float64)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", [  # the others compile for long
+    "vit", *(pytest.param(family, marks=pytest.mark.slow) for family in MODELS if family != "vit")])
 def test_gradients_on_one_device_and_on_eight(family):
   one, eight = _gradients(family, 1), _gradients(family, 8)
   assert np.linalg.norm(one) > 1e-2
@@ -96,6 +97,7 @@ def test_twenty_sgd_steps_on_one_device_and_on_eight():
   assert one[-1] != one[0]
 
 
+@pytest.mark.slow
 def test_twenty_adamw_steps_on_one_device_and_on_eight():
   _, _, one = _train("vit", 1, 20, lr=1e-3, optimiser="adamw")
   _, _, eight = _train("vit", 8, 20, lr=1e-3, optimiser="adamw")
