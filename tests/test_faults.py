@@ -123,7 +123,8 @@ def test_the_error_is_all_that_a_full_disk_prints(mount):
 def test_only_what_an_exception_tells_is_hushed(monkeypatch):
   told = []
   monkeypatch.setattr(sys, "unraisablehook", told.append)
-  monkeypatch.setattr(logging.getLogger("absl"), "filters", [])
+  for name in ("absl", "asyncio"):
+    monkeypatch.setattr(logging.getLogger(name), "filters", [])
   silence.hush_failed_saves.__wrapped__()
   closed = RuntimeError("Event loop is closed")
   for found in (dict(object=None, exc_value=closed), dict(object=print, exc_value=closed),
@@ -135,6 +136,13 @@ def test_only_what_an_exception_tells_is_hushed(monkeypatch):
                                 ("orbax/checkpoint/x.py", logging.WARNING, True),
                                 ("clu/x.py", logging.ERROR, True)):
     assert kept(logging.LogRecord("absl", level, path, 1, "said", (), None)) == expected
+  [kept] = logging.getLogger("asyncio").filters
+  for message, expected in (
+      ("Task exception was never retrieved\nfuture: … at /orbax/checkpoint/x.py", False),
+      ("Task exception was never retrieved\nfuture: … at /grain/x.py", True),
+      ("Task was destroyed but it is pending\n… /orbax/x.py", True)):
+    assert kept(logging.LogRecord(
+        "asyncio", logging.ERROR, "asyncio/x.py", 1, message, (), None)) == expected
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ def hush_failed_saves() -> None:
   """Drops, from here on in this process, what Orbax and TensorStore print of a failed save.
 
   On a full disk these are hundreds of lines: Orbax logs the trace of each of its threads before it
-  raises what is in it, and TensorStore reports, for every array, that who waited for it is gone.
-  They come at any time, even after the error; hence for good. Warnings are left as they are.
+  raises what is in it, asyncio those of tasks that nobody waits for any more, and TensorStore
+  reports, for every array, that who waited for it is gone. They come at any time, even after the
+  error; hence for good. Warnings are left as they are.
   """
   logging.getLogger("absl").addFilter(_is_new)
+  logging.getLogger("asyncio").addFilter(_is_asked_for)
   before = sys.unraisablehook
   sys.unraisablehook = lambda found: None if _is_of_nobody(found) else before(found)
 
@@ -22,6 +24,12 @@ def hush_failed_saves() -> None:
 def _is_new(record):
   """Whether a log record says what no exception will."""
   return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _is_asked_for(record):
+  """Whether a log record is of anything but one of Orbax's tasks that failed beside another."""
+  message = record.getMessage()
+  return not ("never retrieved" in message and "orbax" in message)
 
 
 def _is_of_nobody(found):
