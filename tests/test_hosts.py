@@ -163,7 +163,7 @@ def test_a_signal_to_one_process_stops_all_and_any_number_goes_on(alone, tmp_pat
   assert [code for code, _, _ in ends] == [128 + signal.SIGTERM] * 2, ends
   run = records.read_run(stopped)
   assert run["status"] == "interrupted" and run["signal"] == signal.SIGTERM
-  step, params = checkpoint.read(stopped / "checkpoints")
+  step, params, _ = checkpoint.read(stopped / "checkpoints")
   assert 3 <= step == run["step"] <= 16, step  # batches are read ahead; all agree, then stop
   for count, devices in ((4, 1), (1, 4), (1, 1)):
     folder = tmp_path / f"{count}x{devices}"
